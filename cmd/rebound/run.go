@@ -1,0 +1,306 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/segmentio/kafka-go/compress"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"rebound/config"
+	"rebound/pipeline"
+	"rebound/sink"
+	"rebound/source"
+)
+
+func (p program) runCommand() *cobra.Command {
+	var jobsFile, sinkName string
+	var replay bool
+	command := &cobra.Command{
+		Use:   "run JOB_ID…",
+		Short: "Publish the failures of import jobs, then exit",
+		Long: `Publishes every failed user of the given import jobs to KAFKA_TOPIC and exits.
+
+A job that was published to the end is skipped. One that was stopped or failed
+goes on where it stopped: running the same command again is always safe.`,
+		Example: `  rebound run abd123=
+  rebound run --jobs-file jobs.txt
+  rebound run --replay abd123=              # publish it again, from page one
+  rebound run --sink stdout abd123= | jq .  # a dry run, no broker needed`,
+	}
+	settings := p.settings(command)
+	command.Flags().StringVar(&jobsFile, "jobs-file", "", "read job ids from `FILE`, one a line, # comments; - is standard input")
+	command.Flags().BoolVar(&replay, "replay", false, "publish the jobs again from page one, as a new run")
+	command.Flags().StringVar(&sinkName, "sink", "kafka", "`kafka`, or stdout: print the messages instead of publishing them")
+	command.RunE = func(command *cobra.Command, ids []string) error {
+		jobs, err := p.jobIDs(ids, jobsFile)
+		if err != nil {
+			return err
+		}
+		need := config.FullStory | config.Kafka
+		switch sinkName {
+		case "kafka":
+		case "stdout":
+			need = config.FullStory
+		default:
+			return usageError{fmt.Errorf("--sink %q: write kafka or stdout", sinkName)}
+		}
+		c, err := settings(need)
+		if err != nil {
+			return err
+		}
+		return p.runJobs(command.Context(), c, jobs, replay, sinkName == "stdout")
+	}
+	return command
+}
+
+// jobIDs gathers the job ids of the command line and of the file, each once.
+func (p program) jobIDs(ids []string, file string) ([]string, error) {
+	switch file {
+	case "":
+	case "-":
+		more, err := readJobIDs(p.stdin)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--jobs-file -: %w", err)}
+		}
+		ids = append(ids, more...)
+	default:
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--jobs-file: %w", err)}
+		}
+		defer f.Close()
+		more, err := readJobIDs(f)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--jobs-file %s: %w", file, err)}
+		}
+		ids = append(ids, more...)
+	}
+	if len(ids) == 0 && file == "" {
+		return nil, usageError{errors.New("no job id given")}
+	}
+	var unique []string
+	seen := make(map[string]bool)
+	for _, id := range ids {
+		if err := source.CheckJobID(id); err != nil {
+			return nil, usageError{err}
+		}
+		if !seen[id] {
+			seen[id] = true
+			unique = append(unique, id)
+		}
+	}
+	return unique, nil
+}
+
+// readJobIDs reads one job id a line. What follows a # that begins a line or
+// comes after white space is a comment.
+func readJobIDs(r io.Reader) ([]string, error) {
+	var ids []string
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		line := strings.TrimPrefix(lines.Text(), "\uFEFF")
+		if before, _, found := strings.Cut(" "+line, " #"); found {
+			line = before
+		}
+		if id := strings.TrimSpace(line); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids, lines.Err()
+}
+
+// runJobs publishes the jobs side by side and sums up how each ended.
+func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, replay, dryRun bool) error {
+	display := newDisplay(p.stderr, len(ids))
+	p.stderr = display.writer()
+	log := p.log(c)
+
+	runner := &pipeline.Runner{
+		Source:          newSource(c, log),
+		CommitInterval:  c.CommitInterval,
+		RetryTimeout:    c.KafkaRetryTimeout,
+		ShutdownTimeout: c.ShutdownTimeout,
+		Report:          display.report,
+		Log:             log,
+	}
+	if dryRun {
+		lines := sink.NewLines(p.stdout, topics(c))
+		runner.Sink, runner.Limits = lines, lines.Limits()
+	} else {
+		kafka, err := openKafka(ctx, c, log)
+		if err != nil {
+			return err
+		}
+		defer kafka.Close()
+		runner.Sink, runner.Limits = kafka, kafka.Limits()
+	}
+
+	outcomes := make([]outcome, len(ids))
+	display.start(ctx, log)
+	var jobs errgroup.Group
+	jobs.SetLimit(c.JobConcurrency)
+	for i, id := range ids {
+		outcomes[i].id = id
+		jobs.Go(func() error {
+			if ctx.Err() != nil {
+				outcomes[i].err = ctx.Err()
+				return nil
+			}
+			result, err := runner.Run(ctx, id, replay)
+			outcomes[i].Outcome, outcomes[i].err = result, err
+			display.end(id)
+			logOutcome(ctx, log, &outcomes[i])
+			return nil
+		})
+	}
+	jobs.Wait()
+	display.stop()
+
+	summary := p.stdout
+	if dryRun {
+		summary = p.stderr
+	}
+	return p.sumUp(ctx, summary, outcomes)
+}
+
+// outcome is how a job ended.
+type outcome struct {
+	id string
+	pipeline.Outcome
+	err error
+}
+
+func (o *outcome) state(ctx context.Context) string {
+	switch {
+	case o.Skipped:
+		return "skipped"
+	case o.err == nil:
+		return "done"
+	case errors.As(o.err, new(*pipeline.IncompleteError)):
+		return "incomplete"
+	case ctx.Err() != nil && errors.Is(o.err, context.Canceled):
+		return "stopped"
+	}
+	return "failed"
+}
+
+func logOutcome(ctx context.Context, log *slog.Logger, o *outcome) {
+	log = log.With("job", o.id, "run", o.Progress.Run)
+	counts := slog.Group("", "published", o.Progress.Published, "dead_lettered", o.Progress.DeadLettered, "total", o.Progress.TotalRecords)
+	switch o.state(ctx) {
+	case "skipped":
+		log.Info("the job was published to the end before; skipped (--replay publishes it again)", counts)
+	case "done":
+		log.Info("the job is done", counts)
+	case "stopped":
+		log.Info("the job was stopped", counts)
+	default:
+		log.Error("the job ended early", counts, "error", o.err)
+	}
+}
+
+// sumUp prints a line a job, then what is to be done about those that are not
+// done.
+func (p program) sumUp(ctx context.Context, w io.Writer, outcomes []outcome) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "JOB\tSTATE\tRUN\tPUBLISHED\tDEAD-LETTERED\tTOTAL")
+	var stopped, unfinished int
+	for i := range outcomes {
+		o := &outcomes[i]
+		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\t%d\n", o.id, o.state(ctx), o.Progress.Run,
+			o.Progress.Published, o.Progress.DeadLettered, o.Progress.TotalRecords)
+	}
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("standard output: %w", err)
+	}
+	for i := range outcomes {
+		o := &outcomes[i]
+		switch o.state(ctx) {
+		case "failed", "incomplete":
+			unfinished++
+			fmt.Fprintf(p.stderr, "rebound: %v\n", o.err)
+		case "stopped":
+			stopped++
+		}
+	}
+	if stopped > 0 {
+		fmt.Fprintf(p.stderr, "rebound: stopped with %s to go; run the same command again, without --replay, to go on from there\n", plural(stopped, "job"))
+	}
+	if unfinished > 0 {
+		return failedError{}
+	}
+	return ctx.Err()
+}
+
+func newSource(c *config.Config, log *slog.Logger) *source.API {
+	return source.New(source.Options{
+		BaseURL:        c.FullStoryBaseURL,
+		APIKey:         c.FullStoryAPIKey.Reveal(),
+		Bucket:         source.NewBucket(c.FullStoryRateLimit, c.FullStoryRateBurst),
+		RequestTimeout: c.FullStoryRequestTimeout,
+		RetryTimeout:   c.FullStoryRetryTimeout,
+		JobTimeout:     c.FullStoryJobTimeout,
+		Log:            log,
+	})
+}
+
+func topics(c *config.Config) sink.Topics {
+	return sink.Topics{FailedUsers: c.KafkaTopic, DeadLetters: c.KafkaDeadLetterTopic, Progress: c.KafkaProgressTopic}
+}
+
+func openKafka(ctx context.Context, c *config.Config, log *slog.Logger) (*sink.Kafka, error) {
+	options, err := kafkaOptions(c, log)
+	if err != nil {
+		return nil, err
+	}
+	return sink.Open(ctx, options)
+}
+
+func kafkaOptions(c *config.Config, log *slog.Logger) (sink.Options, error) {
+	options := sink.Options{
+		Brokers:      c.KafkaBrokers,
+		Topics:       topics(c),
+		ExactlyOnce:  c.KafkaDelivery == config.ExactlyOnce,
+		CreateTopics: c.KafkaCreateTopics,
+		Partitions:   c.KafkaTopicPartitions,
+		Replicas:     c.KafkaReplicationFactor,
+		RetryTimeout: c.KafkaRetryTimeout,
+		Log:          log,
+	}
+	var err error
+	if err = options.Compression.UnmarshalText([]byte(c.KafkaCompression)); err != nil {
+		return options, err
+	}
+	if options.TLS, err = c.TLS(); err != nil {
+		return options, err
+	}
+	options.SASL, err = mechanism(c)
+	return options, err
+}
+
+func mechanism(c *config.Config) (sasl.Mechanism, error) {
+	username, password := c.KafkaSASLUsername, c.KafkaSASLPassword.Reveal()
+	switch c.KafkaSASLMechanism {
+	case "plain":
+		return plain.Mechanism{Username: username, Password: password}, nil
+	case "scram-sha-256":
+		return scram.Mechanism(scram.SHA256, username, password)
+	case "scram-sha-512":
+		return scram.Mechanism(scram.SHA512, username, password)
+	}
+	return nil, nil
+}
+
+var _ = compress.None

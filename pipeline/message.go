@@ -1,0 +1,239 @@
+package pipeline
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Topic says which of the two kinds of message a [Message] is; the sink knows
+// where each kind goes.
+type Topic int
+
+const (
+	// FailedUsers takes every failure that names a user.
+	FailedUsers Topic = iota
+	// DeadLetters takes, as received, what could not be made a failed user.
+	DeadLetters
+)
+
+// Schema names the form of a failed user's value in its schema header.
+const Schema = "rebound.failed-user.v1"
+
+// Why a result became a dead letter: the values of the reason header.
+const (
+	ReasonNotAnObject = "not_an_object"
+	ReasonNoUser      = "no_user"
+	ReasonTooLarge    = "too_large"
+)
+
+// Message is one message as its consumer gets it.
+type Message struct {
+	Topic      Topic
+	Key, Value []byte
+	Headers    []Header
+}
+
+// Header is one header of a message. Values are UTF-8.
+type Header struct {
+	Name  string
+	Value []byte
+}
+
+// Limits holds the largest message, in bytes of key, value and headers
+// together, that each topic takes.
+type Limits struct {
+	FailedUser int
+	DeadLetter int
+}
+
+// Batch turns pages into messages and owns the memory of the messages of one
+// page. The zero value is ready for use. A batch may be used again and again;
+// it is not safe for concurrent use.
+type Batch struct {
+	// Messages holds the messages of the last page given to Transform, in the
+	// page's order. A dead letter that the topic does not take whole is
+	// several messages.
+	Messages []Message
+	// Failures and DeadLetters count the results that became either.
+	Failures, DeadLetters int64
+	// End is the position in the job after the page's last result.
+	End int64
+	// Page is the page behind the messages, without its results.
+	Page Page
+
+	bytes   []byte
+	headers []Header
+}
+
+// Transform replaces the batch by the messages of a page whose first result
+// stands at position index of the job. Results before position skip were
+// published earlier and are left out. The messages are valid until the next
+// call and do not refer to the page.
+func (b *Batch) Transform(run Run, page *Page, index, skip int64, limits Limits) {
+	b.Messages, b.headers, b.bytes = b.Messages[:0], b.headers[:0], b.bytes[:0]
+	b.Failures, b.DeadLetters = 0, 0
+	b.End = index + int64(len(page.Results))
+	b.Page = *page
+	b.Page.Results = nil
+
+	// Room for everything at once, so that the page is copied only once.
+	size := 0
+	for i := range page.Results {
+		size += len(page.Results[i].Raw)
+	}
+	perResult := 2*len(run.JobID) + 128
+	b.bytes = slices.Grow(b.bytes, size+len(page.Results)*perResult)
+	b.headers = slices.Grow(b.headers, len(page.Results)*failedUserHeaders)
+
+	for i := range page.Results {
+		if at := index + int64(i); at >= skip {
+			b.add(run, &page.Results[i], at, limits)
+		}
+	}
+}
+
+// A failed user has this many headers.
+const failedUserHeaders = 6
+
+func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
+	switch {
+	case !result.Object:
+		b.addDeadLetter(run, result, index, ReasonNotAnObject, limits)
+	case result.User == nil:
+		b.addDeadLetter(run, result, index, ReasonNoUser, limits)
+	case !b.addFailedUser(run, result, index, limits):
+		b.addDeadLetter(run, result, index, ReasonTooLarge, limits)
+	default:
+		b.Failures++
+	}
+}
+
+// addFailedUser reports false, and adds nothing, where the message is larger
+// than its topic takes.
+func (b *Batch) addFailedUser(run Run, result *Result, index int64, limits Limits) bool {
+	messages, headers, room := len(b.Messages), len(b.headers), len(b.bytes)
+
+	key := run.key
+	if result.UID != nil {
+		if uid := unquote(result.UID); len(uid) > 0 {
+			key = b.own(uid)
+		}
+	}
+
+	start := len(b.bytes)
+	b.bytes = append(b.bytes, run.valuePrefix...)
+	b.bytes = strconv.AppendInt(b.bytes, index, 10)
+	b.bytes = append(b.bytes, `,"code":"`...)
+	codeStart := len(b.bytes)
+	b.bytes = appendCode(b.bytes, result.Code)
+	codeEnd := len(b.bytes)
+	b.bytes = append(b.bytes, `","message":`...)
+	b.bytes = appendMessage(b.bytes, result.Message)
+	b.bytes = append(b.bytes, `,"user":`...)
+	b.bytes = appendUser(b.bytes, result.User)
+	b.bytes = append(b.bytes, '}')
+	value := b.bytes[start:len(b.bytes):len(b.bytes)]
+	code := value[codeStart-start : codeEnd-start : codeEnd-start]
+
+	b.headers = append(b.headers,
+		Header{"job", run.job},
+		Header{"code", code},
+		Header{"id", b.id(run, index)},
+		Header{"run", run.number},
+		Header{"content-type", contentType},
+		Header{"schema", schema},
+	)
+	message := Message{FailedUsers, key, value, slices.Clip(b.headers[headers:])}
+	if message.Size() > limits.FailedUser {
+		b.Messages, b.headers, b.bytes = b.Messages[:messages], b.headers[:headers], b.bytes[:room]
+		return false
+	}
+	b.Messages = append(b.Messages, message)
+	return true
+}
+
+var (
+	contentType = []byte("application/json")
+	schema      = []byte(Schema)
+)
+
+// addDeadLetter adds the result as received, in parts where it is larger than
+// the topic takes.
+func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason string, limits Limits) {
+	b.DeadLetters++
+	headers := []Header{
+		{"job", run.job},
+		{"id", slices.Clone(b.id(run, index))},
+		{"run", run.number},
+		{"reason", []byte(reason)},
+	}
+	whole := Message{DeadLetters, run.key, result.Raw, headers}
+	if whole.Size() <= limits.DeadLetter {
+		whole.Value = b.own(result.Raw)
+		b.Messages = append(b.Messages, whole)
+		return
+	}
+	overhead := whole.Size() - len(result.Raw) + 2*len("parts") + 2*len("1000000") + 2*headerOverhead
+	room := max(limits.DeadLetter-overhead, 1)
+	parts := (len(result.Raw) + room - 1) / room
+	for part := range parts {
+		value := result.Raw[part*room : min((part+1)*room, len(result.Raw))]
+		b.Messages = append(b.Messages, Message{DeadLetters, run.key, b.own(value), append(slices.Clip(headers),
+			Header{"part", strconv.AppendInt(nil, int64(part+1), 10)},
+			Header{"parts", strconv.AppendInt(nil, int64(parts), 10)})})
+	}
+}
+
+// id returns the failure's id, {job_id}/{index}, the same in every run.
+func (b *Batch) id(run Run, index int64) []byte {
+	start := len(b.bytes)
+	b.bytes = append(b.bytes, run.job...)
+	b.bytes = append(b.bytes, '/')
+	b.bytes = strconv.AppendInt(b.bytes, index, 10)
+	return slices.Clip(b.bytes[start:])
+}
+
+// own copies text into the batch's memory.
+func (b *Batch) own(text []byte) []byte {
+	start := len(b.bytes)
+	b.bytes = append(b.bytes, text...)
+	return slices.Clip(b.bytes[start:])
+}
+
+// Kafka counts a record's and each header's lengths in varints; these are
+// their upper bounds.
+const (
+	recordOverhead = 36
+	headerOverhead = 10
+)
+
+// Size returns an upper bound of the bytes that the message takes in a topic,
+// before compression.
+func (m *Message) Size() int {
+	size := recordOverhead + len(m.Key) + len(m.Value)
+	for i := range m.Headers {
+		size += headerOverhead + len(m.Headers[i].Name) + len(m.Headers[i].Value)
+	}
+	return size
+}
+
+// Run names one publication of a job: what each of its messages says of it.
+type Run struct {
+	// JobID is the job's id as the API gives it.
+	JobID string
+	// Number is 1 for the first publication and one more for each replay.
+	Number int
+
+	job, key, number, valuePrefix []byte
+}
+
+// NewRun returns the run with the given number of the job.
+func NewRun(jobID string, number int) Run {
+	run := Run{JobID: jobID, Number: number}
+	run.job = []byte(strings.ToValidUTF8(jobID, "\uFFFD"))
+	run.key = run.job
+	run.number = strconv.AppendInt(nil, int64(number), 10)
+	run.valuePrefix = append(appendQuote([]byte(`{"job_id":`), run.job), `,"index":`...)
+	return run
+}

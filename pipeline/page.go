@@ -1,0 +1,33 @@
+package pipeline
+
+// Page is one page of a job's failures, as the API's errors call returns it:
+// https://developer.fullstory.com/server/users/get-batch-import-errors/
+type Page struct {
+	// Token asks for this page; empty for the first one.
+	Token string
+	// Next asks for the page that follows; empty on the last one.
+	Next string
+	// TotalRecords counts the failures of the whole job, -1 where the page
+	// does not say.
+	TotalRecords int64
+	// Results holds the failures in the API's order. A page may have none and
+	// still have a next one.
+	Results []Result
+}
+
+// Result is one failure as it stands in a page. Its slices point into the
+// page's body: nothing is copied or decoded before it is needed.
+type Result struct {
+	// Raw is the whole result as received.
+	Raw []byte
+	// Object tells whether the result is a JSON object at all.
+	Object bool
+	// Code and Message are JSON string literals, quotes included; nil where
+	// the member is missing or no string.
+	Code, Message []byte
+	// User is the import request that failed, a JSON object; nil where there
+	// is none.
+	User []byte
+	// UID is the user's uid, a JSON string literal; nil where the user has none.
+	UID []byte
+}

@@ -1,0 +1,316 @@
+// Package source reads the failures of user import jobs from the FullStory
+// server API: page by page, under one token bucket, through everything that is
+// worth another try.
+//
+// https://developer.fullstory.com/server/users/get-batch-import-errors/
+package source
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// maxBody is the largest body that is read, after decompression.
+const maxBody = 512 << 20
+
+// Options says how to reach the API. The zero durations mean no time at all:
+// set them.
+type Options struct {
+	// BaseURL is where the API is, such as https://api.fullstory.com.
+	BaseURL string
+	// APIKey is sent as it is behind "Basic "; one that begins with "Basic "
+	// already is not given another.
+	APIKey string
+	// Bucket holds back requests.
+	Bucket *Bucket
+	// RequestTimeout bounds one request, headers and body.
+	RequestTimeout time.Duration
+	// RetryTimeout is how long one page may keep failing in a way that is
+	// worth another try.
+	RetryTimeout time.Duration
+	// JobTimeout is how long to wait for a job that is still processing.
+	JobTimeout time.Duration
+	// Log takes each wait and each failed try; nil discards it.
+	Log *slog.Logger
+}
+
+// API is a client of the FullStory server API. It is safe for concurrent use.
+type API struct {
+	base          string
+	authorization string
+	bucket        *Bucket
+	http          *http.Client
+	options       Options
+	log           *slog.Logger
+}
+
+// New returns a client of the API.
+func New(options Options) *API {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = transport.MaxIdleConns
+	authorization := strings.TrimSpace(options.APIKey)
+	if !strings.HasPrefix(authorization, "Basic ") {
+		authorization = "Basic " + authorization
+	}
+	log := options.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &API{
+		base:          strings.TrimRight(options.BaseURL, "/"),
+		authorization: authorization,
+		bucket:        options.Bucket,
+		http:          &http.Client{Transport: transport},
+		options:       options,
+		log:           log,
+	}
+}
+
+// CheckJobID tells what keeps a job id from being asked for.
+func CheckJobID(id string) error {
+	switch {
+	case id == "":
+		return errors.New("a job id is empty")
+	case id == "." || id == "..":
+		return fmt.Errorf("%q is no job id", id)
+	case len(id) > 512:
+		return fmt.Errorf("a job id has %d bytes, 512 are allowed: %q…", len(id), id[:40])
+	case strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' }):
+		return fmt.Errorf("job id %q holds white space, control characters or invalid UTF-8", id)
+	}
+	return nil
+}
+
+func (a *API) errorsURL(jobID, pageToken string) string {
+	u := a.base + "/v2/users/batch/" + escape(jobID) + "/errors"
+	if pageToken != "" {
+		u += "?page_token=" + escape(pageToken)
+	}
+	return u
+}
+
+// escape escapes all but unreserved characters, so that base64 survives as a
+// path segment and as a query value: RFC 3986, section 2.3.
+func escape(text string) string {
+	return strings.ReplaceAll(url.QueryEscape(text), "+", "%20")
+}
+
+// get asks for url once, under the bucket, and returns the body in buf's memory
+// where it fits.
+func (a *API) get(ctx context.Context, url string, buf []byte) (status int, header http.Header, body []byte, err error) {
+	if err := a.bucket.Wait(ctx); err != nil {
+		return 0, nil, buf, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.options.RequestTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, nil, buf, err
+	}
+	request.Header.Set("Authorization", a.authorization)
+	request.Header.Set("Accept", "application/json")
+	request.Header.Set("User-Agent", "rebound")
+	response, err := a.http.Do(request)
+	if err != nil {
+		return 0, nil, buf, err
+	}
+	defer response.Body.Close()
+	body, err = readBody(response.Body, response.ContentLength, buf)
+	return response.StatusCode, response.Header, body, err
+}
+
+// readBody reads all of r into buf, which grows as needed.
+func readBody(r io.Reader, length int64, buf []byte) ([]byte, error) {
+	buf = buf[:0]
+	// One byte more than the length is read without growing.
+	if length >= int64(cap(buf)) && length <= maxBody {
+		buf = make([]byte, 0, length+1)
+	}
+	for {
+		if len(buf) > maxBody {
+			return buf, errTooLarge
+		}
+		if len(buf) == cap(buf) {
+			grown := make([]byte, len(buf), max(64<<10, min(2*cap(buf), maxBody+1)))
+			copy(grown, buf)
+			buf = grown
+		}
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if err == io.EOF {
+			return buf, nil
+		}
+		if err != nil {
+			return buf, err
+		}
+	}
+}
+
+// fetch asks once for a page and returns its body.
+func (a *API) fetch(ctx context.Context, jobID, token string, buf []byte) ([]byte, error) {
+	status, header, body, err := a.get(ctx, a.errorsURL(jobID, token), buf)
+	if errors.Is(err, errTooLarge) || err != nil && status == 0 {
+		return body, err
+	}
+	switch {
+	case status == http.StatusOK:
+		return body, err
+	case status == http.StatusAccepted:
+		return body, errProcessing
+	case status == http.StatusTooManyRequests:
+		return body, &rateLimitedError{retryAfter(header.Get("Retry-After"), time.Now())}
+	}
+	code, message := apiError(body)
+	switch status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		return body, &Error{JobID: jobID, PageToken: token, Status: status, Code: code, Message: message}
+	}
+	return body, &statusError{status, code}
+}
+
+// apiError reads the API's own error from a body; both are empty where the body
+// is something else, a proxy's HTML say.
+func apiError(body []byte) (code, message string) {
+	var e struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	}
+	const sane = 64 << 10
+	if len(body) > sane || json.Unmarshal(body, &e) != nil {
+		return "", ""
+	}
+	return cut(e.Code, 100), cut(e.Message, 500)
+}
+
+// cut returns text on one line and no longer than n bytes.
+func cut(text string, n int) string {
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "\uFFFD")), " ")
+	if len(text) > n {
+		text = strings.ToValidUTF8(text[:n], "") + "…"
+	}
+	return text
+}
+
+// retryAfter reads a Retry-After header, RFC 9110 section 10.2.3: seconds or a
+// date. It is negative where the header is missing or neither.
+func retryAfter(value string, now time.Time) time.Duration {
+	value = strings.TrimSpace(value)
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if date, err := http.ParseTime(value); err == nil {
+		return max(date.Sub(now), 0)
+	}
+	return -1
+}
+
+// patience decides how long to wait before a page is asked for again, and when
+// to give it up. It belongs to one page.
+type patience struct {
+	api     *API
+	jobID   string
+	token   string
+	failing time.Time // since when, zero while it does not
+	waiting time.Time // for the job to be processed, likewise
+	retry   *backoff.ExponentialBackOff
+	poll    *backoff.ExponentialBackOff
+	circles int // how often the page led back to an earlier one
+}
+
+// maxCircles is how often a page may lead back to an earlier one: once may be a
+// glitch.
+const maxCircles = 3
+
+func (a *API) patience(jobID, token string) *patience {
+	return &patience{
+		api: a, jobID: jobID, token: token,
+		// A factor of 1 is full jitter: from nothing to twice the interval.
+		retry: &backoff.ExponentialBackOff{
+			InitialInterval: 250 * time.Millisecond, MaxInterval: 15 * time.Second, Multiplier: 2, RandomizationFactor: 1},
+		poll: &backoff.ExponentialBackOff{
+			InitialInterval: 2 * time.Second, MaxInterval: 60 * time.Second, Multiplier: 1.5},
+	}
+}
+
+// wait waits as long as the failure calls for, then returns nil; or returns why
+// the page is given up.
+func (p *patience) wait(ctx context.Context, failure error) error {
+	log := p.api.log.With("job", p.jobID)
+	var refused *Error
+	var limited *rateLimitedError
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(failure, &refused):
+		return failure
+	case errors.Is(failure, errTooLarge):
+		return fmt.Errorf("%s: %w: ask FullStory for smaller pages; nothing of this page was published",
+			pageName(p.jobID, p.token), failure)
+
+	case errors.Is(failure, errProcessing):
+		if p.waiting.IsZero() {
+			p.waiting = time.Now()
+		}
+		pause := p.poll.NextBackOff()
+		left := p.api.options.JobTimeout - time.Since(p.waiting)
+		if left <= 0 {
+			return fmt.Errorf("job %s: %w after FULLSTORY_JOB_TIMEOUT (%v): run it again later, or raise the time-out",
+				p.jobID, failure, p.api.options.JobTimeout)
+		}
+		pause = min(pause, left)
+		log.Info("FullStory still processes the job; asking again later", "in", pause.String(),
+			"waited", time.Since(p.waiting).Round(time.Second).String())
+		p.failing = time.Time{}
+		return sleep(ctx, pause)
+
+	case errors.As(failure, &limited):
+		pause := limited.retryAfter
+		if pause < 0 {
+			pause = p.retry.NextBackOff()
+		}
+		if err := p.stillWorthIt(failure); err != nil {
+			return err
+		}
+		log.Info("FullStory asks to slow down; no request leaves until then", "in", pause.Round(time.Millisecond).String())
+		p.api.bucket.Hold(pause)
+		// The hold is the API's wish, not the page's failure.
+		p.failing = p.failing.Add(pause)
+		return nil
+	}
+
+	if errors.Is(failure, errRepeatedToken) {
+		if p.circles++; p.circles >= maxCircles {
+			return fmt.Errorf("%s: %w, %d times: following it would never end; run the job again later, and tell FullStory if it stays",
+				pageName(p.jobID, p.token), failure, p.circles)
+		}
+	}
+	if err := p.stillWorthIt(failure); err != nil {
+		return err
+	}
+	pause := p.retry.NextBackOff()
+	log.Warn("FullStory could not be read; trying again", "page", p.token, "error", failure, "in", pause.Round(time.Millisecond).String())
+	return sleep(ctx, pause)
+}
+
+// stillWorthIt returns an error once the page has been failing for too long.
+func (p *patience) stillWorthIt(failure error) error {
+	if p.failing.IsZero() {
+		p.failing = time.Now()
+	}
+	if time.Since(p.failing) < p.api.options.RetryTimeout {
+		return nil
+	}
+	return fmt.Errorf("%s: still failing after FULLSTORY_RETRY_TIMEOUT (%v): %w: run the job again to go on from this page",
+		pageName(p.jobID, p.token), p.api.options.RetryTimeout, failure)
+}
