@@ -37,6 +37,8 @@ type Sink interface {
 // Publication publishes one job. It is used by one goroutine at a time. After
 // an error from Publish or Commit only Close is of use.
 type Publication interface {
+	// Begin says which run of the job follows; it comes first.
+	Begin(run int)
 	// Publish takes the messages of a whole page. They are copied or sent when
 	// it returns, and count once they are committed.
 	Publish(ctx context.Context, messages []Message) error
@@ -167,6 +169,7 @@ func (j *job) start(replay bool) {
 	}
 	j.run = NewRun(j.id, j.progress.Run)
 	j.log = j.log.With("run", j.progress.Run)
+	j.publication.Begin(j.run.Number)
 	j.resume()
 }
 
@@ -224,6 +227,7 @@ func (j *job) takeUp(ctx, sinkCtx context.Context) error {
 		return err
 	}
 	j.publication = publication
+	j.publication.Begin(j.run.Number)
 	if !committed.sameAs(j.committed) && !committed.sameAs(j.progress) {
 		return fmt.Errorf("job %s: %w: it is at position %d of run %d now", j.id, ErrFenced, committed.Position(), committed.Run)
 	}

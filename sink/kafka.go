@@ -61,7 +61,11 @@ type Kafka struct {
 	client    *kafka.Client
 	transport *kafka.Transport
 	layout    layout
+	progress  map[int]*progressLog // by partition of the progress topic
 }
+
+// balancer finds a key's partition as Java's producers do.
+var balancer = kafka.Murmur2Balancer{Consistent: true}
 
 // layout is what the topics are like.
 type layout struct {
@@ -77,6 +81,10 @@ func Open(ctx context.Context, options Options) (*Kafka, error) {
 	if err := k.prepare(ctx); err != nil {
 		k.Close()
 		return nil, err
+	}
+	k.progress = make(map[int]*progressLog)
+	for _, partition := range k.layout.partitions[options.Topics.Progress] {
+		k.progress[partition] = &progressLog{partition: partition}
 	}
 	return k, nil
 }
@@ -135,11 +143,11 @@ func (k *Kafka) Begin(ctx context.Context, jobID string) (pipeline.Publication, 
 	if err != nil {
 		return nil, pipeline.Progress{}, k.jobError(jobID, err)
 	}
-	progress, err := k.readProgress(ctx, jobID)
+	progress, err := k.progressOf(ctx, jobID)
 	if err != nil {
-		return nil, pipeline.Progress{}, fmt.Errorf("job %s: read its progress from %s: %w", jobID, k.options.Topics.Progress, explain(err))
+		return nil, pipeline.Progress{}, err
 	}
-	return newPublication(k, jobID, producer), progress, nil
+	return newPublication(k, jobID, producer, progress), progress.Progress, nil
 }
 
 // TransactionalID returns the transactional id of a job: everyone who publishes

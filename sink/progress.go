@@ -1,168 +1,186 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"hash/maphash"
+	"slices"
+	"sync"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
 	"rebound/pipeline"
+	"rebound/sink/transaction"
 )
 
-// fetchBytes is how much of a partition is fetched at once.
-const fetchBytes = 4 << 20
+// progressRecord is the value of a progress record: the progress, and where in
+// the topics its run has written.
+type progressRecord struct {
+	pipeline.Progress
+	Written ranges `json:"written,omitempty"`
+}
 
-// readProgress returns the newest progress of the job that was committed.
+// ranges says which offsets of which partition a run wrote: all of its messages
+// are in them, and other jobs' in between.
+type ranges []offsetRange
+
+type offsetRange struct {
+	Topic     string `json:"topic"`
+	Partition int    `json:"partition"`
+	// First is the offset of the run's first message, End the one after its
+	// last.
+	First int64 `json:"first"`
+	End   int64 `json:"end"`
+}
+
+// add takes in a batch that was written.
+func (r *ranges) add(b *transaction.Batch) {
+	end := b.Offset + int64(b.Len())
+	i, found := slices.BinarySearchFunc(*r, b.TopicPartition, func(o offsetRange, at transaction.TopicPartition) int {
+		return cmp.Or(cmp.Compare(o.Topic, at.Topic), cmp.Compare(o.Partition, at.Partition))
+	})
+	if !found {
+		*r = slices.Insert(*r, i, offsetRange{b.Topic, b.Partition, b.Offset, end})
+		return
+	}
+	(*r)[i].First = min((*r)[i].First, b.Offset)
+	(*r)[i].End = max((*r)[i].End, end)
+}
+
+// progressLog knows where in a partition of the progress topic each job's newest
+// committed record is. It reads on from where it was each time, so that a
+// thousand jobs read the partition once, and remembers offsets, not records.
+type progressLog struct {
+	partition int
+
+	mu     sync.Mutex
+	scan   scan
+	seed   maphash.Seed
+	newest map[uint64]int64 // by the hash of the job id
+}
+
+// find returns the newest committed record of the job.
 //
-// It must come after the job's producer was opened: then every transaction of
-// the job is decided and its marker is in the log. It reads up to the end of
-// the partition, not to the last stable offset, which another job's open
-// transaction holds back, and works out itself what was committed.
-func (k *Kafka) readProgress(ctx context.Context, jobID string) (pipeline.Progress, error) {
-	var newest pipeline.Progress
+// It must come after the job's producer was opened: from then on every
+// transaction of the job is decided and its marker is in the log.
+func (l *progressLog) find(ctx context.Context, k *Kafka, jobID string) (progressRecord, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	topic := k.options.Topics.Progress
-	partition := kafka.Murmur2Balancer{Consistent: true}.Balance(kafka.Message{Key: []byte(jobID)}, k.layout.partitions[topic]...)
-	err := k.readCommitted(ctx, topic, partition, func(r *record) error {
-		if string(r.key) != jobID {
-			return nil
-		}
-		if r.value == nil {
-			newest = pipeline.Progress{}
-			return nil
-		}
-		var progress pipeline.Progress
-		if err := json.Unmarshal(r.value, &progress); err != nil {
-			return fmt.Errorf("the record at offset %d of %s/%d is no progress: %w", r.offset, topic, partition, err)
-		}
-		newest = progress
-		return nil
-	})
-	return newest, err
-}
-
-// record is a record that was read back.
-type record struct {
-	offset     int64
-	key, value []byte
-}
-
-// readCommitted calls each for every committed record of the partition, in the
-// order of their commits, up to what is the partition's end now. Records of a
-// transaction that is open yet are left out.
-func (k *Kafka) readCommitted(ctx context.Context, topic string, partition int, each func(*record) error) error {
-	offset, end, err := k.offsets(ctx, topic, partition)
+	first, end, err := k.offsets(ctx, topic, l.partition)
 	if err != nil {
-		return err
+		return progressRecord{}, err
 	}
-	// What transactions wrote waits for its marker, by producer.
-	open := make(map[int64][]record)
-	for offset < end {
-		var fetched *kafka.FetchResponse
-		err := k.retry(ctx, "read "+topic, func(ctx context.Context) (err error) {
-			fetched, err = k.client.Fetch(ctx, &kafka.FetchRequest{
-				Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: fetchBytes})
-			if err == nil {
-				err = fetched.Error
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		next, err := readBatches(fetched.Records, offset, open, each)
-		if err != nil {
-			return err
-		}
-		// A batch that compaction has emptied shows no offset to go on from.
-		offset = max(next, offset+1)
+	if l.newest == nil || end < l.scan.next {
+		// The first time, or the topic was made anew.
+		l.scan, l.seed, l.newest = scan{next: first}, maphash.MakeSeed(), make(map[uint64]int64)
 	}
-	return nil
-}
-
-// readBatches reads what a fetch returned and returns the offset that follows.
-func readBatches(fetched kafka.RecordReader, from int64, open map[int64][]record, each func(*record) error) (next int64, err error) {
-	stream, ok := fetched.(*protocol.RecordStream)
-	if !ok {
-		return from, nil
-	}
-	for _, batch := range stream.Records {
-		switch batch := batch.(type) {
-		case *protocol.ControlBatch:
-			next = max(next, batch.BaseOffset+1)
-			if batch.BaseOffset < from {
-				continue
-			}
-			control, err := batch.ReadControlRecord()
-			if errors.Is(err, io.EOF) {
-				continue
-			}
-			if err != nil {
-				return 0, err
-			}
-			const abort, commit = 0, 1
-			switch control.Type {
-			case commit:
-				for i := range open[batch.ProducerID] {
-					if err := each(&open[batch.ProducerID][i]); err != nil {
-						return 0, err
-					}
-				}
-				delete(open, batch.ProducerID)
-			case abort:
-				delete(open, batch.ProducerID)
-			}
-		case *protocol.RecordBatch:
-			next = max(next, batch.BaseOffset+1)
-			for {
-				r, err := batch.ReadRecord()
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					return 0, err
-				}
-				next = max(next, r.Offset+1)
-				if r.Offset < from {
-					continue
-				}
-				read := record{offset: r.Offset}
-				if read.key, err = protocol.ReadAll(r.Key); err != nil {
-					return 0, err
-				}
-				if read.value, err = protocol.ReadAll(r.Value); err != nil {
-					return 0, err
-				}
-				if batch.Attributes.Transactional() {
-					open[batch.ProducerID] = append(open[batch.ProducerID], read)
-				} else if err := each(&read); err != nil {
-					return 0, err
-				}
-			}
-		}
-	}
-	return next, nil
-}
-
-// offsets returns the partition's first offset and the one after its last.
-func (k *Kafka) offsets(ctx context.Context, topic string, partition int) (first, end int64, err error) {
-	err = k.retry(ctx, "find the end of "+topic, func(ctx context.Context) error {
-		response, err := k.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{
-			Topics: map[string][]kafka.OffsetRequest{topic: {kafka.FirstOffsetOf(partition), kafka.LastOffsetOf(partition)}},
-		})
-		if err != nil {
-			return err
-		}
-		for _, p := range response.Topics[topic] {
-			if p.Error != nil {
-				return p.Error
-			}
-			first, end = p.FirstOffset, p.LastOffset
-		}
+	l.scan.next = max(l.scan.next, first)
+	err = l.scan.readTo(ctx, k, topic, l.partition, end, func(r *record) error {
+		l.newest[maphash.Bytes(l.seed, r.key)] = r.offset
 		return nil
 	})
-	return first, end, err
+	if err != nil {
+		return progressRecord{}, err
+	}
+	offset, known := l.newest[maphash.String(l.seed, jobID)]
+	if !known {
+		return progressRecord{}, nil
+	}
+	return l.read(ctx, k, offset, jobID)
+}
+
+// read reads the record at the offset, which was committed.
+func (l *progressLog) read(ctx context.Context, k *Kafka, offset int64, jobID string) (progressRecord, error) {
+	fetched, err := k.fetch(ctx, k.options.Topics.Progress, l.partition, offset)
+	if err != nil {
+		return progressRecord{}, err
+	}
+	var found *record
+	one := scan{next: offset, open: make(map[int64][]record)}
+	take := func(r *record) error {
+		if r.offset == offset && string(r.key) == jobID {
+			found = r
+		}
+		return nil
+	}
+	if _, err := one.readBatches(fetched.Records, take); err != nil {
+		return progressRecord{}, err
+	}
+	for _, records := range one.open {
+		for i := range records {
+			take(&records[i])
+		}
+	}
+	if found == nil {
+		return progressRecord{}, fmt.Errorf("offset %d of partition %d does not hold the job's progress any more; run again", offset, l.partition)
+	}
+	return decodeProgress(found)
+}
+
+func decodeProgress(r *record) (progressRecord, error) {
+	var progress progressRecord
+	if len(r.value) == 0 {
+		return progress, nil // a tombstone: somebody wants the job forgotten
+	}
+	if err := json.Unmarshal(r.value, &progress); err != nil {
+		return progress, fmt.Errorf("the record at offset %d, key %q, is no progress: %w", r.offset, r.key, err)
+	}
+	if progress.JobID != string(r.key) {
+		return progress, fmt.Errorf("the record at offset %d, key %q, is the progress of job %q", r.offset, r.key, progress.JobID)
+	}
+	return progress, nil
+}
+
+// progressOf returns the job's newest committed progress; the zero one where
+// nothing is known of the job.
+func (k *Kafka) progressOf(ctx context.Context, jobID string) (progressRecord, error) {
+	topic := k.options.Topics.Progress
+	partition := balancer.Balance(kafka.Message{Key: []byte(jobID)}, k.layout.partitions[topic]...)
+	progress, err := k.progress[partition].find(ctx, k, jobID)
+	if err != nil {
+		return progress, fmt.Errorf("job %s: read its progress from %s: %w", jobID, topic, explain(err))
+	}
+	return progress, nil
+}
+
+// Jobs calls each for the newest committed progress of every job that the
+// progress topic knows, in no particular order. The second argument is the
+// record's value as it stands in the topic. A record that is no progress is
+// reported by an error after all others were read.
+func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) error) error {
+	topic := k.options.Topics.Progress
+	var broken []error
+	for _, partition := range k.layout.partitions[topic] {
+		first, end, err := k.offsets(ctx, topic, partition)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", topic, explain(err))
+		}
+		newest := make(map[string]record)
+		s := scan{next: first}
+		err = s.readTo(ctx, k, topic, partition, end, func(r *record) error {
+			newest[string(r.key)] = *r
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("read %s: %w", topic, explain(err))
+		}
+		for _, r := range newest {
+			progress, err := decodeProgress(&r)
+			if err != nil {
+				broken = append(broken, fmt.Errorf("%s, partition %d: %w", topic, partition, err))
+				continue
+			}
+			if progress.JobID == "" {
+				continue
+			}
+			if err := each(progress.Progress, r.value); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(broken...)
 }

@@ -26,14 +26,26 @@ type publication struct {
 	filling  []*transaction.Batch // those of batches that hold records
 	gathered int
 	record   transaction.Record
+
+	run     int
+	written ranges // by the run
 }
 
-func newPublication(k *Kafka, jobID string, producer *transaction.Producer) *publication {
+func newPublication(k *Kafka, jobID string, producer *transaction.Producer, progress progressRecord) *publication {
 	return &publication{
 		kafka:    k,
 		jobID:    jobID,
 		producer: producer,
 		batches:  make(map[transaction.TopicPartition]*transaction.Batch),
+		run:      progress.Run,
+		written:  progress.Written,
+	}
+}
+
+// Begin says which run the messages that follow belong to.
+func (p *publication) Begin(run int) {
+	if run != p.run {
+		p.run, p.written = run, nil
 	}
 }
 
@@ -77,8 +89,7 @@ func (p *publication) add(ctx context.Context, m *pipeline.Message) error {
 
 // batch returns the batch of the partition that the key belongs to.
 func (p *publication) batch(topic string, key []byte) *transaction.Batch {
-	// As Java's producers do it: the same key, the same partition.
-	partition := kafka.Murmur2Balancer{Consistent: true}.Balance(kafka.Message{Key: key}, p.kafka.layout.partitions[topic]...)
+	partition := balancer.Balance(kafka.Message{Key: key}, p.kafka.layout.partitions[topic]...)
 	at := transaction.TopicPartition{Topic: topic, Partition: partition}
 	batch := p.batches[at]
 	if batch == nil {
@@ -97,6 +108,7 @@ func (p *publication) flush(ctx context.Context) error {
 		return p.kafka.jobError(p.jobID, err)
 	}
 	for _, batch := range p.filling {
+		p.written.add(batch)
 		batch.Reset()
 	}
 	p.filling, p.gathered = p.filling[:0], 0
@@ -109,7 +121,7 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 	if err := p.flush(ctx); err != nil {
 		return err
 	}
-	value, err := json.Marshal(progress)
+	value, err := json.Marshal(progressRecord{progress, p.written})
 	if err != nil {
 		return fmt.Errorf("encode the progress: %w", err)
 	}

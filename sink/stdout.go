@@ -47,6 +47,8 @@ func (l *Lines) Begin(context.Context, string) (pipeline.Publication, pipeline.P
 
 type linesPublication Lines
 
+func (l *linesPublication) Begin(int) {}
+
 func (l *linesPublication) Publish(_ context.Context, messages []pipeline.Message) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,7 +25,7 @@ func (k *Kafka) prepare(ctx context.Context) error {
 			return fmt.Errorf("Kafka has no topic %s: create it, or let rebound do it with KAFKA_CREATE_TOPICS=true; "+
 				"where it exists, rebound's user needs the ACL Describe on it", strings.Join(missing, " and no topic "))
 		}
-		if err := k.createTopics(ctx, missing); err != nil {
+		if err := k.createTopics(ctx, missing, false); err != nil {
 			return err
 		}
 		if missing, err = k.readLayout(ctx); err != nil {
@@ -69,8 +69,9 @@ func (k *Kafka) readLayout(ctx context.Context) (missing []string, err error) {
 	return missing, nil
 }
 
-func (k *Kafka) createTopics(ctx context.Context, names []string) error {
-	request := &kafka.CreateTopicsRequest{}
+// createTopics makes topics, or only asks whether that would be allowed.
+func (k *Kafka) createTopics(ctx context.Context, names []string, ask bool) error {
+	request := &kafka.CreateTopicsRequest{ValidateOnly: ask}
 	for _, name := range names {
 		topic := kafka.TopicConfig{Topic: name, NumPartitions: k.options.Partitions, ReplicationFactor: k.options.Replicas}
 		if name == k.options.Topics.Progress {
@@ -85,6 +86,9 @@ func (k *Kafka) createTopics(ctx context.Context, names []string) error {
 		}
 		for _, name := range names {
 			err := response.Errors[name]
+			if ask && err == nil {
+				continue
+			}
 			if err == nil || errors.Is(err, kafka.TopicAlreadyExists) {
 				k.log.Info("topic created", "topic", name, "partitions", k.options.Partitions)
 				continue

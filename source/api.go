@@ -314,3 +314,34 @@ func (p *patience) stillWorthIt(failure error) error {
 	return fmt.Errorf("%s: still failing after FULLSTORY_RETRY_TIMEOUT (%v): %w: run the job again to go on from this page",
 		pageName(p.jobID, p.token), p.api.options.RetryTimeout, failure)
 }
+
+// Check asks the API once whether it takes the key. The error says what is wrong
+// and what to do about it.
+func (a *API) Check(ctx context.Context) error {
+	// A job that there is not: any answer but a refusal of the key will do.
+	const nobodysJob = "rebound-check="
+	_, err := a.fetch(ctx, nobodysJob, "", nil)
+	var refused *Error
+	if errors.As(err, &refused) && (refused.Status == http.StatusNotFound || refused.Status == http.StatusBadRequest) ||
+		errors.Is(err, errProcessing) {
+		return nil
+	}
+	return err
+}
+
+// CheckJob asks the API once whether the job's failures can be read, and says
+// how it is.
+func (a *API) CheckJob(ctx context.Context, jobID string) (how string, err error) {
+	body, err := a.fetch(ctx, jobID, "", nil)
+	if errors.Is(err, errProcessing) {
+		return "is still processed", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	page, err := newDecoder().decode(body, "")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("has %d failures", max(page.TotalRecords, 0)), nil
+}

@@ -1,10 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"text/tabwriter"
+	"io"
+	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"rebound/config"
+	"rebound/sink"
+	"rebound/source"
 )
 
 func (p program) checkCommand() *cobra.Command {
@@ -15,9 +22,55 @@ func (p program) checkCommand() *cobra.Command {
 permissions. It prints a line a check and changes nothing. Given job ids, it
 looks whether their failures can be read, too.`,
 	}
-	_ = tabwriter.NewWriter
-	_ = fmt.Sprint
+	settings := p.settings(command)
+	command.RunE = func(command *cobra.Command, ids []string) error {
+		for _, id := range ids {
+			if err := source.CheckJobID(id); err != nil {
+				return usageError{err}
+			}
+		}
+		c, err := settings(config.FullStory | config.Kafka)
+		if err != nil {
+			return err
+		}
+		return p.check(command.Context(), c, ids)
+	}
 	return command
 }
 
-func (p program) demoCommand() *cobra.Command { return &cobra.Command{Use: "demo"} }
+// checkPatience is how long a check waits for brokers that do not answer.
+const checkPatience = 5 * time.Second
+
+func (p program) check(ctx context.Context, c *config.Config, ids []string) error {
+	failed := false
+	report := func(what, how string, err error) {
+		if err != nil {
+			failed = true
+			fmt.Fprintf(p.stdout, "FAILED  %s: %v\n", what, err)
+			return
+		}
+		fmt.Fprintf(p.stdout, "ok      %s: %s\n", what, how)
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	c.KafkaRetryTimeout = min(c.KafkaRetryTimeout, checkPatience)
+
+	api := newSource(c, log)
+	report("FullStory", c.FullStoryBaseURL+" takes the API key", api.Check(ctx))
+	for _, id := range ids {
+		how, err := api.CheckJob(ctx, id)
+		report("job "+id, how, err)
+	}
+	options, err := kafkaOptions(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	sink.Check(ctx, options, report)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if failed {
+		fmt.Fprintln(p.stderr, "rebound: not everything works; see the lines that begin with FAILED")
+		return failedError{}
+	}
+	return nil
+}

@@ -147,7 +147,7 @@ it. See "rebound run --help".`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(p.runCommand(), p.checkCommand(), p.demoCommand(), p.simulateCommand(), p.versionCommand())
+	root.AddCommand(p.runCommand(), p.verifyCommand(), p.jobsCommand(), p.checkCommand(), p.demoCommand(), p.simulateCommand(), p.versionCommand())
 	return root
 }
 

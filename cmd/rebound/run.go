@@ -11,8 +11,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/segmentio/kafka-go/compress"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/aws_msk_iam_v2"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
 	"github.com/spf13/cobra"
@@ -261,14 +262,14 @@ func topics(c *config.Config) sink.Topics {
 }
 
 func openKafka(ctx context.Context, c *config.Config, log *slog.Logger) (*sink.Kafka, error) {
-	options, err := kafkaOptions(c, log)
+	options, err := kafkaOptions(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}
 	return sink.Open(ctx, options)
 }
 
-func kafkaOptions(c *config.Config, log *slog.Logger) (sink.Options, error) {
+func kafkaOptions(ctx context.Context, c *config.Config, log *slog.Logger) (sink.Options, error) {
 	options := sink.Options{
 		Brokers:      c.KafkaBrokers,
 		Topics:       topics(c),
@@ -286,11 +287,12 @@ func kafkaOptions(c *config.Config, log *slog.Logger) (sink.Options, error) {
 	if options.TLS, err = c.TLS(); err != nil {
 		return options, err
 	}
-	options.SASL, err = mechanism(c)
+	options.SASL, err = mechanism(ctx, c)
 	return options, err
 }
 
-func mechanism(c *config.Config) (sasl.Mechanism, error) {
+// mechanism returns how to authenticate with the brokers; nil for not at all.
+func mechanism(ctx context.Context, c *config.Config) (sasl.Mechanism, error) {
 	username, password := c.KafkaSASLUsername, c.KafkaSASLPassword.Reveal()
 	switch c.KafkaSASLMechanism {
 	case "plain":
@@ -299,8 +301,12 @@ func mechanism(c *config.Config) (sasl.Mechanism, error) {
 		return scram.Mechanism(scram.SHA256, username, password)
 	case "scram-sha-512":
 		return scram.Mechanism(scram.SHA512, username, password)
+	case "aws-msk-iam":
+		account, err := awsconfig.LoadDefaultConfig(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("KAFKA_SASL_MECHANISM=aws-msk-iam: %w", err)
+		}
+		return aws_msk_iam_v2.NewMechanism(account), nil
 	}
 	return nil, nil
 }
-
-var _ = compress.None

@@ -39,7 +39,8 @@ func Retry(ctx context.Context, timeout time.Duration, failed func(err error, fa
 		default:
 			return err
 		}
-		if failing := time.Since(began); failing+pause > timeout {
+		failing := time.Since(began)
+		if failing+pause > timeout {
 			return fmt.Errorf("still failing after %v: %w", failing.Round(time.Millisecond), describe(err))
 		}
 		failed(describe(err), failing, pause)

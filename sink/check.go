@@ -1,0 +1,75 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/segmentio/kafka-go"
+
+	"rebound/sink/transaction"
+)
+
+// Check tries whether the options work, changing nothing, and calls report for
+// each thing that it tried: with how it is, or with what is wrong.
+func Check(ctx context.Context, options Options, report func(what, how string, err error)) {
+	k := connect(options)
+	defer k.Close()
+
+	missing, err := k.readLayout(ctx)
+	report("Kafka", "the brokers at "+strings.Join(options.Brokers, ",")+" answer", err)
+	if err != nil {
+		return
+	}
+	for _, topic := range options.Topics.all() {
+		if slices.Contains(missing, topic) {
+			report("topic "+topic, "does not exist; it will be created", k.wouldCreate(ctx, topic))
+			continue
+		}
+		err := k.mayWrite(ctx, topic)
+		if err == nil && topic == options.Topics.Progress {
+			err = k.mayRead(ctx, topic)
+		}
+		report("topic "+topic, fmt.Sprintf("%d partitions, may be written to", len(k.layout.partitions[topic])), err)
+	}
+	if options.ExactlyOnce {
+		report("transactions", "are allowed", k.mayTransact(ctx))
+	}
+}
+
+// wouldCreate asks the brokers whether they would create the topic.
+func (k *Kafka) wouldCreate(ctx context.Context, topic string) error {
+	if !k.options.CreateTopics {
+		return errors.New("does not exist: create it, or set KAFKA_CREATE_TOPICS=true; where it does exist, rebound's user needs the ACL Describe on it")
+	}
+	return k.createTopics(ctx, []string{topic}, true)
+}
+
+func (k *Kafka) mayWrite(ctx context.Context, topic string) error {
+	return explain(k.retry(ctx, "try to write to "+topic, func(ctx context.Context) error {
+		return transaction.Probe(ctx, k.client, transaction.TopicPartition{Topic: topic, Partition: k.layout.partitions[topic][0]})
+	}))
+}
+
+func (k *Kafka) mayRead(ctx context.Context, topic string) error {
+	partition := k.layout.partitions[topic][0]
+	first, _, err := k.offsets(ctx, topic, partition)
+	if err == nil {
+		_, err = k.fetch(ctx, topic, partition, first)
+	}
+	if errors.Is(err, kafka.TopicAuthorizationFailed) {
+		return fmt.Errorf("%w: grant rebound's user the ACL Read on it", err)
+	}
+	return explain(err)
+}
+
+// mayTransact opens a producer with a transactional id that no job has.
+func (k *Kafka) mayTransact(ctx context.Context) error {
+	_, err := transaction.Open(ctx, k.client, transaction.Options{
+		TransactionalID: TransactionalID(k.options.Topics.Progress, "rebound check"),
+		RetryTimeout:    k.options.RetryTimeout,
+	})
+	return explain(err)
+}
