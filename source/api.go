@@ -41,6 +41,9 @@ type Options struct {
 	RetryTimeout time.Duration
 	// JobTimeout is how long to wait for a job that is still processing.
 	JobTimeout time.Duration
+	// Transport carries the requests; nil means TCP, with connections that are
+	// used again.
+	Transport http.RoundTripper
 	// Log takes each wait and each failed try; nil discards it.
 	Log *slog.Logger
 }
@@ -57,8 +60,11 @@ type API struct {
 
 // New returns a client of the API.
 func New(options Options) *API {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = transport.MaxIdleConns
+	if options.Transport == nil {
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.MaxIdleConnsPerHost = transport.MaxIdleConns
+		options.Transport = transport
+	}
 	authorization := strings.TrimSpace(options.APIKey)
 	if !strings.HasPrefix(authorization, "Basic ") {
 		authorization = "Basic " + authorization
@@ -71,7 +77,7 @@ func New(options Options) *API {
 		base:          strings.TrimRight(options.BaseURL, "/"),
 		authorization: authorization,
 		bucket:        options.Bucket,
-		http:          &http.Client{Transport: transport},
+		http:          &http.Client{Transport: options.Transport},
 		options:       options,
 		log:           log,
 	}

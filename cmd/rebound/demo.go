@@ -151,7 +151,7 @@ func (p program) showDemo(ctx context.Context, c *config.Config, ids []string) e
 					codes[h.Name+" "+string(h.Value)]++
 				}
 			}
-			if example == nil && m.Topic == pipeline.FailedUsers {
+			if example == nil && m.Topic == pipeline.FailedUsers && isPlain(m.Value) {
 				clone := *m
 				example = &clone
 			}
@@ -175,6 +175,16 @@ func (p program) showDemo(ctx context.Context, c *config.Config, ids []string) e
 		fmt.Fprintf(p.stdout, "  value    %s\n", example.Value)
 	}
 	return p.proveDemo(ctx, kafka, newSource(c, log), ids)
+}
+
+// isPlain tells whether any terminal shows the text as it is.
+func isPlain(text []byte) bool {
+	for _, c := range text {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // proveDemo verifies the jobs.

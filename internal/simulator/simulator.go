@@ -10,6 +10,7 @@ package simulator
 import (
 	"encoding/json"
 	"errors"
+	"iter"
 	"net/http"
 	"strconv"
 	"strings"
@@ -197,15 +198,30 @@ func (s *Simulator) listFailures(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/jsonl")
 	lines := json.NewEncoder(w)
-	var buf []byte
-	for i := range j.failures() {
-		buf = j.appendFailure(buf[:0], i)
+	for i, result := range s.Failures(j.id()) {
 		line := struct {
 			Index  int64  `json:"index"`
 			Result []byte `json:"result"`
-		}{i, buf}
+		}{i, result}
 		if lines.Encode(line) != nil {
 			return
+		}
+	}
+}
+
+// Failures yields the failures of a job as they really are. A result is valid
+// until the next one.
+func (s *Simulator) Failures(id string) iter.Seq2[int64, []byte] {
+	return func(yield func(int64, []byte) bool) {
+		j := s.job(id)
+		if j == nil {
+			return
+		}
+		var result []byte
+		for i := range j.failures() {
+			if result = j.appendFailure(result[:0], i); !yield(i, result) {
+				return
+			}
 		}
 	}
 }
@@ -270,8 +286,10 @@ func (s *Simulator) appendPage(dst []byte, j job, begin, spin int64, faults *req
 		end = begin
 		next = s.encodeToken(j.id(), begin, spin+1)
 	case begin > 0 && faults.strikes(Repeated):
-		next = s.encodeToken(j.id(), begin/2, 0)
-		if begin/2 == 0 {
+		// The token of a page that was read before, or of this very page.
+		back := begin / 2
+		back -= back % int64(j.pageSize())
+		if next = s.encodeToken(j.id(), back, 0); back == 0 {
 			next = s.encodeToken(j.id(), begin, spin)
 		}
 	case end < j.failures():
@@ -347,3 +365,9 @@ func getBuffer() []byte  { return (*buffers.Get().(*[]byte))[:0] }
 func putBuffer(b []byte) { buffers.Put(&b) }
 
 var errToken = errors.New("The page token is invalid or has expired")
+
+// Page returns the first page of a job, as the API would send it.
+func (s *Simulator) Page(c Conjured) []byte {
+	s.Conjure(c)
+	return s.appendPage(nil, s.job(c.ID), 0, 0, &requestFaults{})
+}

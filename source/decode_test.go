@@ -1,0 +1,153 @@
+package source
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"rebound/internal/simulator"
+)
+
+func TestDecodeRefusesWhatIsNoPage(t *testing.T) {
+	for _, body := range []string{
+		``, ` `, `null`, `[]`, `"x"`, `{`, `{"results":[`, `{"results":[{"user":{"a":1`, `{"results":{}}`, `{"results":"x"}`,
+		`{"total_records":"many"}`, `{"total_records":-1}`, `{"total_records":1.5}`, `{"next_page_token":5}`,
+		`{} trailing`, `{}{}`, `<html>`, `{"results":[}`, `{"a" 1}`, `{1:2}`, `{"results":[tru]}`,
+	} {
+		if _, err := newDecoder().decode([]byte(body), ""); err == nil {
+			t.Errorf("%q is taken for a page", body)
+		}
+	}
+}
+
+func TestDecodeErrorsDoNotQuoteThePage(t *testing.T) {
+	_, err := newDecoder().decode([]byte(`{"results":[{"user":{"email":ada@example.com}}]}`), "")
+	if err == nil || strings.Contains(err.Error(), "ada") || strings.Contains(err.Error(), "email") {
+		t.Errorf("the error quotes personal data: %v", err)
+	}
+}
+
+func TestDecodePointsIntoTheBody(t *testing.T) {
+	const body = ` { "total_records" : "2" , "results" : [ {"code":"c" , "message" : "m\u0021", "user" : { "uid" : "u\/1", "n": 1e400 } , "x":{"user":{}} } , 17 ] ,"next_page_token":"n\u003d"} `
+	page, err := newDecoder().decode([]byte(body), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if page.Token != "t" || page.Next != "n=" || page.TotalRecords != 2 || len(page.Results) != 2 {
+		t.Fatalf("got %+v", page)
+	}
+	first, second := page.Results[0], page.Results[1]
+	for _, c := range []struct{ what, got, want string }{
+		{"raw", string(first.Raw), `{"code":"c" , "message" : "m\u0021", "user" : { "uid" : "u\/1", "n": 1e400 } , "x":{"user":{}} }`},
+		{"code", string(first.Code), `"c"`},
+		{"message", string(first.Message), `"m\u0021"`},
+		{"user", string(first.User), `{ "uid" : "u\/1", "n": 1e400 }`},
+		{"uid", string(first.UID), `"u\/1"`},
+		{"raw of a number", string(second.Raw), `17`},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s is %s, want %s", c.what, c.got, c.want)
+		}
+	}
+	if !first.Object || second.Object {
+		t.Error("an object is not told from a number")
+	}
+}
+
+func TestOfANameThatStandsTwiceTheLastOneCounts(t *testing.T) {
+	const body = `{"results":[{"code":"a","code":"b","user":{"uid":"x"},"user":{"uid":"y","uid":"z"}},{"user":{},"user":null},{"code":"a","code":1,"user":{"uid":"x","uid":2}}]}`
+	page, err := newDecoder().decode([]byte(body), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := page.Results
+	if string(r[0].Code) != `"b"` || string(r[0].UID) != `"z"` || string(r[0].User) != `{"uid":"y","uid":"z"}` {
+		t.Errorf("got %s %s %s", r[0].Code, r[0].UID, r[0].User)
+	}
+	if r[1].User != nil || r[2].Code != nil || r[2].UID != nil {
+		t.Errorf("an earlier value counts: %s %s %s", r[1].User, r[2].Code, r[2].UID)
+	}
+}
+
+func TestNextTokenIsFoundOnlyWhereItIsSure(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{`{"results":[],"total_records":"1","next_page_token":"a="}`, "a="},
+		{`{"next_page_token":"a=","total_records":"1"}`, "a="},
+		{"{\"results\":[] , \"next_page_token\" :\t\"a=\" ,\n\"total_records\": 12 } \n", "a="},
+		{`{"next_page_token":"a=","results":[]}`, ""},
+		{`{"results":[{"user":{"next_page_token":"x"}}]}`, ""},
+		{`{"results":[{"user":{"next_page_token":"x"}}],"total_records":"1"}`, ""},
+		{`{"next_page_token":"a\u003d"}`, ""},
+		{`{"next_page_token":null}`, ""},
+		{`{"next_page_token":""}`, ""},
+		{`{"x":"\"next_page_token\":\"a\""}`, ""},
+		{`{"x\"next_page_token":"a"}`, ""},
+		{``, ""}, {`}`, ""}, {`"}`, ""}, {`{"`, ""},
+	} {
+		if got := nextToken([]byte(c.body)); got != c.want {
+			t.Errorf("nextToken(%s) = %q, want %q", c.body, got, c.want)
+		}
+	}
+}
+
+// FuzzDecode holds the decoder against encoding/json, and the hint of the next
+// token against the decoder.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"results":[{"code":"c","message":"m","user":{"uid":"u"}}],"total_records":"1","next_page_token":"t="}`))
+	f.Add([]byte("{\"results\":[null,1,\"\xff\",{\"user\":{\"uid\":\"\\ud800\",\"uid\":3}}],\"total_records\":7}"))
+	f.Add([]byte(`{"next_page_token":"a","results":[],"next_page_token":"b"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		page, err := newDecoder().decode(body, "")
+		var model struct {
+			Results []json.RawMessage `json:"results"`
+		}
+		var names map[string]json.RawMessage
+		if json.Valid(body) != (err == nil) {
+			// encoding/json knows nothing of what a page's members are.
+			if err == nil {
+				t.Fatalf("decoded what is no JSON: %q", body)
+			}
+			return
+		}
+		if err != nil {
+			return
+		}
+		if hint := nextToken(body); hint != "" && hint != page.Next && strings.ToValidUTF8(hint, "") == hint {
+			t.Errorf("hint %q, but the next token of %q is %q", hint, body, page.Next)
+		}
+		if json.Unmarshal(body, &names) != nil || caseFolds(names) || json.Unmarshal(body, &model) != nil {
+			return
+		}
+		if len(model.Results) != len(page.Results) {
+			t.Fatalf("%d results, encoding/json finds %d in %q", len(page.Results), len(model.Results), body)
+		}
+		for i, r := range page.Results {
+			if string(r.Raw) != string(model.Results[i]) {
+				t.Errorf("result %d is %q, encoding/json says %q", i, r.Raw, model.Results[i])
+			}
+		}
+	})
+}
+
+// caseFolds tells whether encoding/json takes another name for "results".
+func caseFolds(names map[string]json.RawMessage) bool {
+	for name := range names {
+		if name != "results" && strings.EqualFold(name, "results") {
+			return true
+		}
+	}
+	return false
+}
+
+func BenchmarkDecode(b *testing.B) {
+	api := simulator.New(simulator.Options{})
+	body := api.Page(simulator.Conjured{ID: "bench", Failures: 1000, Plain: true})
+	d := newDecoder()
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := d.decode(body, ""); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
