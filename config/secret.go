@@ -7,19 +7,26 @@ import (
 
 // Secret is a value that does not print itself: fmt, log/slog and
 // encoding/json all get "[secret]", or "" where it is empty. Reveal returns it.
-type Secret struct{ value string }
+// It is behind a pointer because fmt shows unexported fields, and those under
+// %p, without asking.
+type Secret struct{ value *string }
 
 const redacted = "[secret]"
 
 // NewSecret returns a secret that holds value.
-func NewSecret(value string) Secret { return Secret{value} }
+func NewSecret(value string) Secret { return Secret{&value} }
 
 // Reveal returns the value itself.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
 
 // String hides the value.
 func (s Secret) String() string {
-	if s.value == "" {
+	if s.Reveal() == "" {
 		return ""
 	}
 	return redacted
@@ -36,6 +43,6 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // EnvDecode reads the value from an environment variable.
 func (s *Secret) EnvDecode(value string) error {
-	s.value = value
+	s.value = &value
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,9 +66,22 @@ func (k *Kafka) readLayout(ctx context.Context) (missing []string, err error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("Kafka at %s: %w", strings.Join(k.options.Brokers, ","), explain(err))
+		return nil, fmt.Errorf("Kafka at %s: %w%s", strings.Join(k.options.Brokers, ","), explain(err), k.silenceHint(err))
 	}
 	return missing, nil
+}
+
+// silenceHint says what may be behind brokers that take a connection and do not
+// answer on it.
+func (k *Kafka) silenceHint(err error) string {
+	var network net.Error
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !(errors.As(err, &network) && network.Timeout()) {
+		return ""
+	}
+	if k.options.SASL != nil {
+		return ": the brokers do not answer; check KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_TLS"
+	}
+	return ": the brokers do not answer; check KAFKA_BROKERS, KAFKA_TLS and whether they want KAFKA_SASL_MECHANISM"
 }
 
 // createTopics makes topics, or only asks whether that would be allowed.
