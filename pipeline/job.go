@@ -314,13 +314,16 @@ func (j *job) publish(ctx context.Context, ready <-chan *Batch, free chan<- *Bat
 			if err := j.publication.Publish(ctx, batch.Messages); err != nil {
 				return err
 			}
-			if batch.End >= j.progress.Position() {
+			if batch.End < j.progress.Position() {
+				// A page that was published before moves nothing.
+				j.progress.count(batch)
+			} else {
 				j.progress.advance(batch, time.Now().UTC())
-				j.report()
 				if due == nil {
 					due = time.After(j.CommitInterval)
 				}
 			}
+			j.report()
 			free <- batch
 		case <-due:
 			due = nil

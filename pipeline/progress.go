@@ -61,10 +61,15 @@ func (p *Progress) advance(b *Batch, now time.Time) {
 	p.Published += b.Failures
 	p.DeadLettered += b.DeadLetters
 	p.NextPageToken = b.Page.Next
+	p.UpdatedAt = now
+	p.count(b)
+}
+
+// count takes over what a page says of the whole job.
+func (p *Progress) count(b *Batch) {
 	if b.Page.TotalRecords >= 0 {
 		p.TotalRecords = b.Page.TotalRecords
 	}
-	p.UpdatedAt = now
 }
 
 // end settles the state after the last page.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 )
@@ -30,14 +31,32 @@ func (k *Kafka) prepare(ctx context.Context) error {
 		if err := k.createTopics(ctx, missing, false); err != nil {
 			return err
 		}
-		if missing, err = k.readLayout(ctx); err != nil {
+		if err := k.awaitTopics(ctx); err != nil {
 			return err
-		}
-		if len(missing) > 0 {
-			return fmt.Errorf("topic %s was created and yet Kafka does not show it: does rebound's user have the ACL Describe on it?", missing[0])
 		}
 	}
 	return k.readLimits(ctx)
+}
+
+// awaitTopics waits until the topics that were just created are in the metadata:
+// it takes a moment until every broker has heard of them.
+func (k *Kafka) awaitTopics(ctx context.Context) error {
+	const moment = 30 * time.Second
+	began := time.Now()
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		missing, err := k.readLayout(ctx)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		if time.Since(began) > moment {
+			return fmt.Errorf("topic %s was created and yet Kafka does not show it: does rebound's user have the ACL Describe on it?", missing[0])
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // readLayout reads the topics' partitions and returns the topics that are not

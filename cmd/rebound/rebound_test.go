@@ -188,15 +188,12 @@ func (w *world) consume(topic string) []message {
 		w.t.Fatal(err)
 	}
 	defer client.Close()
-	ends, err := kadm.NewClient(client).ListCommittedOffsets(w.t.Context(), topic)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	ends := w.committedEnds(client, topic)
 	var messages []message
 	positions := make(map[int32]int64)
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
-	for !reached(positions, ends[topic]) {
+	for !reached(positions, ends) {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
 			w.t.Fatalf("consume %s: %v", topic, err)
@@ -381,6 +378,33 @@ func (w *world) progress(id string) map[string]any {
 		}
 	}
 	return progress
+}
+
+// committedEnds returns the ends of the topic's partitions once no transaction is
+// open in them: a commit is acknowledged before its markers are written.
+func (w *world) committedEnds(client *kgo.Client, topic string) map[int32]kadm.ListedOffset {
+	w.t.Helper()
+	admin := kadm.NewClient(client)
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		committed, err := admin.ListCommittedOffsets(w.t.Context(), topic)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		ends, err := admin.ListEndOffsets(w.t.Context(), topic)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		settled := true
+		for partition, end := range ends[topic] {
+			settled = settled && end.Err == nil && committed[topic][partition].Offset == end.Offset
+		}
+		if settled {
+			return committed[topic]
+		}
+		if time.Since(began) > time.Minute {
+			w.t.Fatalf("a transaction in %s stays open", topic)
+		}
+	}
 }
 
 func reached(positions map[int32]int64, ends map[int32]kadm.ListedOffset) bool {

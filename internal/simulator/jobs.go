@@ -18,6 +18,8 @@ type job interface {
 	// imported and failures count users.
 	imported() int64
 	failures() int64
+	// claimed is what total_records says.
+	claimed() int64
 	// appendFailure appends the result at position i of the errors.
 	appendFailure(dst []byte, i int64) []byte
 	metadata() map[string]any
@@ -34,6 +36,8 @@ type Conjured struct {
 	Processing time.Duration
 	// Plain gives every user the same form, about 530 bytes: for measurements.
 	Plain bool
+	// Claimed is what total_records says; 0 is the truth.
+	Claimed int64
 	// RecordBytes is the size of a plain result; 0 means 530.
 	RecordBytes int
 }
@@ -105,6 +109,13 @@ func (j *conjuredJob) processing() bool { return time.Now().Before(j.finished) }
 func (j *conjuredJob) imported() int64  { return 0 }
 func (j *conjuredJob) failures() int64  { return j.Failures }
 
+func (j *conjuredJob) claimed() int64 {
+	if j.Claimed > 0 {
+		return j.Claimed
+	}
+	return j.Failures
+}
+
 func (j *conjuredJob) metadata() map[string]any {
 	return metadata(j.ID, j.created, j.finished, j.Failures)
 }
@@ -137,6 +148,7 @@ func (j *postedJob) pageSize() int    { return j.size }
 func (j *postedJob) processing() bool { return time.Now().Before(j.finished) }
 func (j *postedJob) imported() int64  { return int64(len(j.users)) }
 func (j *postedJob) failures() int64  { return int64(len(j.failed)) }
+func (j *postedJob) claimed() int64   { return j.failures() }
 func (j *postedJob) metadata() map[string]any {
 	return metadata(j.jobID, j.created, j.finished, j.failures())
 }

@@ -307,7 +307,7 @@ func (s *Simulator) appendPage(dst []byte, j job, begin, spin int64, faults *req
 		dst = append(dst, `],`...)
 	}
 	dst = append(dst, `"total_records":"`...)
-	dst = strconv.AppendInt(dst, j.failures(), 10)
+	dst = strconv.AppendInt(dst, j.claimed(), 10)
 	dst = append(dst, `","next_page_token":"`...)
 	dst = append(dst, next...)
 	return append(dst, `"}`...)
