@@ -74,7 +74,7 @@ func TestWhatGoesWrongIsSaid(t *testing.T) {
 
 		{"a wrong key", "run other=", "FULLSTORY_API_KEY=secret-canary", 1, []string{"job other=", "401", "unauthorized", "FULLSTORY_API_KEY"}},
 		{"a job that FullStory does not know", "run other=", "", 1, []string{"job other=", "404", "check the job id", "FULLSTORY_BASE_URL"}},
-		{"the API is down", "run other=", patience + " FULLSTORY_BASE_URL=http://" + closed, 1,
+		{"the API is down", "run other=", "FULLSTORY_RETRY_TIMEOUT=300ms FULLSTORY_BASE_URL=http://" + closed, 1,
 			[]string{"job other=", "FULLSTORY_RETRY_TIMEOUT", "connection refused", "run the job again"}},
 		{"the brokers are down", "run other=", patience + " KAFKA_BROKERS=" + closed, 1, []string{closed, "connection refused", "still failing after"}},
 		{"the broker's host is unknown", "run other=", patience + " KAFKA_BROKERS=no-such-host.invalid:9092", 1, []string{"no-such-host.invalid"}},

@@ -1,0 +1,18 @@
+# syntax=docker/dockerfile:1
+FROM golang:1.26-bookworm AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=devel
+ARG COMMIT=unknown
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT}" -o /rebound ./cmd/rebound
+
+# Static: no shell, no package manager, CA certificates, and a user that is not root.
+FROM gcr.io/distroless/static-debian12:nonroot
+COPY --from=build /rebound /usr/local/bin/rebound
+USER 65532:65532
+# A run ends by itself and tells by its exit status how it went, so there is nothing to probe.
+HEALTHCHECK NONE
+ENTRYPOINT ["/usr/local/bin/rebound"]
+CMD ["--help"]
