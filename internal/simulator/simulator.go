@@ -364,7 +364,7 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 func getBuffer() []byte  { return (*buffers.Get().(*[]byte))[:0] }
 func putBuffer(b []byte) { buffers.Put(&b) }
 
-var errToken = errors.New("The page token is invalid or has expired")
+var errToken = errors.New("the page token is invalid or has expired")
 
 // Page returns the first page of a job, as the API would send it.
 func (s *Simulator) Page(c Conjured) []byte {
