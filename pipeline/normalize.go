@@ -50,14 +50,18 @@ func startsWord(text []rune, i int) bool {
 	switch {
 	case !unicode.IsLetter(prev) && !unicode.IsDigit(prev) && !unicode.IsMark(prev):
 		return true
-	case !unicode.IsUpper(r):
+	case !isCapital(r):
 		return false
-	case !unicode.IsUpper(prev):
+	case !isCapital(prev):
 		return true
 	default:
 		return i+1 < len(text) && unicode.IsLower(text[i+1])
 	}
 }
+
+// isCapital tells whether the letter has another, lower form. Not all that
+// Unicode calls upper case have one.
+func isCapital(r rune) bool { return unicode.ToLower(r) != r }
 
 func isSnakeCase(text []byte) bool {
 	afterSeparator := true
