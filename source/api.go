@@ -6,6 +6,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -305,7 +306,7 @@ func (p *patience) wait(ctx context.Context, failure error) error {
 		return err
 	}
 	pause := p.retry.NextBackOff()
-	log.Warn("FullStory could not be read; trying again", "page", p.token, "error", failure, "in", pause.Round(time.Millisecond).String())
+	log.Warn("FullStory could not be read; trying again", "page", cmp.Or(p.token, "first"), "error", failure, "in", pause.Round(time.Millisecond).String())
 	return sleep(ctx, pause)
 }
 

@@ -59,7 +59,7 @@ func (failedError) Error() string { return "a job failed" }
 func (p program) run(arguments []string) int {
 	// A closed standard output is an error to report, not a reason to die.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := untilSignal(p.stderr)
+	ctx, stop := untilSignal()
 	defer stop()
 
 	root := p.rootCommand()
@@ -101,13 +101,12 @@ func (e signalError) Error() string { return "stopped by " + e.signal.String() }
 
 // untilSignal returns a context that SIGINT or SIGTERM ends. A second signal
 // ends the process at once.
-func untilSignal(stderr io.Writer) (context.Context, func()) {
+func untilSignal() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		first := <-signals
-		fmt.Fprintln(stderr, "\nstopping: what is complete is committed; another signal leaves at once, and nothing is lost then either")
 		cancel(signalError{first.(syscall.Signal)})
 		second := <-signals
 		os.Exit(128 + int(second.(syscall.Signal)))

@@ -148,6 +148,10 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 		runner.Sink, runner.Limits = kafka, kafka.Limits()
 	}
 
+	defer context.AfterFunc(ctx, func() {
+		fmt.Fprintln(p.stderr, "stopping: what is complete is committed; another signal leaves at once, and nothing is lost then either")
+	})()
+
 	outcomes := make([]outcome, len(ids))
 	display.start(ctx, log)
 	var jobs errgroup.Group
