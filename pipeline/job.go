@@ -204,11 +204,12 @@ func (j *job) publishAll(ctx, sinkCtx context.Context) error {
 			j.rewound = j.progress.Position()
 			j.token, j.index, j.skip = "", 0, j.progress.Position()
 		case errors.Is(err, ErrAborted) && ctx.Err() == nil && time.Since(settled) < j.RetryTimeout:
+			// Where only the answer to the last commit was lost, the job is done.
 			j.log.Warn("nothing since the last commit counts; going on from there", "position", j.committed.Position(), "error", err)
 			if err := wait(ctx, retry.NextBackOff()); err != nil {
 				return err
 			}
-			if err := j.takeUp(ctx, sinkCtx); err != nil {
+			if err := j.takeUp(ctx, sinkCtx); err != nil || j.committed.State == Done {
 				return err
 			}
 		default:

@@ -113,7 +113,12 @@ func (s *stream) peek(ctx context.Context) (*pipeline.Message, error) {
 			return nil, nil
 		}
 		s.messages, s.at = s.messages[:0], 0
-		if err := s.fetch(ctx); err != nil {
+		err := s.fetch(ctx)
+		if first, moved := s.committed.kafka.movedBegin(ctx, s.Topic, s.Partition, s.next, err); moved {
+			s.next = first
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read %s, partition %d, from offset %d on: %w", s.Topic, s.Partition, s.next, explain(err))
 		}
 	}

@@ -44,6 +44,10 @@ func (s *scan) readTo(ctx context.Context, k *Kafka, topic string, partition int
 	}
 	for s.next < end {
 		fetched, err := k.fetch(ctx, topic, partition, s.next)
+		if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
+			s.next = first
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -55,6 +59,16 @@ func (s *scan) readTo(ctx context.Context, k *Kafka, topic string, partition int
 		s.next = max(next, s.next+1)
 	}
 	return nil
+}
+
+// movedBegin tells whether a fetch failed because the partition begins after its
+// offset now, and where: retention goes on while we read.
+func (k *Kafka) movedBegin(ctx context.Context, topic string, partition int, offset int64, failure error) (first int64, moved bool) {
+	if !errors.Is(failure, kafka.OffsetOutOfRange) {
+		return 0, false
+	}
+	first, _, err := k.offsets(ctx, topic, partition)
+	return first, err == nil && first > offset
 }
 
 func (k *Kafka) fetch(ctx context.Context, topic string, partition int, offset int64) (fetched *kafka.FetchResponse, err error) {
