@@ -69,11 +69,7 @@ func (c *Committed) Advance(topic pipeline.Topic, key []byte) {
 }
 
 func (c *Committed) stream(topic pipeline.Topic, key []byte) *stream {
-	name := c.kafka.options.Topics.FailedUsers
-	if topic == pipeline.DeadLetters {
-		name = c.kafka.options.Topics.DeadLetters
-	}
-	return c.streams[topic][balancer.Balance(kafka.Message{Key: key}, c.kafka.layout.partitions[name]...)]
+	return c.streams[topic][c.kafka.partitionOf(c.kafka.nameOf(topic), key).Partition]
 }
 
 // Rest is part of [pipeline.Published].

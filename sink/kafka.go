@@ -138,6 +138,7 @@ func (k *Kafka) Begin(ctx context.Context, jobID string) (pipeline.Publication, 
 	}
 	if k.options.ExactlyOnce {
 		options.TransactionalID = TransactionalID(k.options.Topics.Progress, jobID)
+		options.Partitions = []transaction.TopicPartition{k.partitionOf(k.options.Topics.Progress, []byte(jobID))}
 	}
 	producer, err := transaction.Open(ctx, k.client, options)
 	if err != nil {
@@ -148,6 +149,20 @@ func (k *Kafka) Begin(ctx context.Context, jobID string) (pipeline.Publication, 
 		return nil, pipeline.Progress{}, err
 	}
 	return newPublication(k, jobID, producer, progress), progress.Progress, nil
+}
+
+// partitionOf returns the partition of the topic that the key belongs to.
+func (k *Kafka) partitionOf(topic string, key []byte) transaction.TopicPartition {
+	partition := balancer.Balance(kafka.Message{Key: key}, k.layout.partitions[topic]...)
+	return transaction.TopicPartition{Topic: topic, Partition: partition}
+}
+
+// nameOf returns the name of a kind of message's topic.
+func (k *Kafka) nameOf(topic pipeline.Topic) string {
+	if topic == pipeline.DeadLetters {
+		return k.options.Topics.DeadLetters
+	}
+	return k.options.Topics.FailedUsers
 }
 
 // TransactionalID returns the transactional id of a job: everyone who publishes

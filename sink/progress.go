@@ -10,8 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/segmentio/kafka-go"
-
 	"rebound/pipeline"
 	"rebound/sink/transaction"
 )
@@ -138,11 +136,10 @@ func decodeProgress(r *record) (progressRecord, error) {
 // progressOf returns the job's newest committed progress; the zero one where
 // nothing is known of the job.
 func (k *Kafka) progressOf(ctx context.Context, jobID string) (progressRecord, error) {
-	topic := k.options.Topics.Progress
-	partition := balancer.Balance(kafka.Message{Key: []byte(jobID)}, k.layout.partitions[topic]...)
-	progress, err := k.progress[partition].find(ctx, k, jobID)
+	at := k.partitionOf(k.options.Topics.Progress, []byte(jobID))
+	progress, err := k.progress[at.Partition].find(ctx, k, jobID)
 	if err != nil {
-		return progress, fmt.Errorf("job %s: read its progress from %s: %w", jobID, topic, explain(err))
+		return progress, fmt.Errorf("job %s: read its progress from %s: %w", jobID, at.Topic, explain(err))
 	}
 	return progress, nil
 }

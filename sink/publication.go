@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/segmentio/kafka-go"
-
 	"rebound/pipeline"
 	"rebound/sink/transaction"
 )
@@ -16,19 +14,59 @@ import (
 // are produced.
 const flushBytes = 1 << 20
 
-// publication publishes one job: a [pipeline.Publication].
+// publication publishes one job: a [pipeline.Publication]. While one round of
+// batches, one a partition, is compressed and produced, the next one fills.
 type publication struct {
 	kafka    *Kafka
 	jobID    string
 	producer *transaction.Producer
 
-	batches  map[transaction.TopicPartition]*transaction.Batch
-	filling  []*transaction.Batch // those of batches that hold records
-	gathered int
-	record   transaction.Record
+	filling, sending *round
+	// sent is where the round that is being produced tells its end; nil where
+	// none is.
+	sent   chan error
+	record transaction.Record
 
 	run     int
 	written ranges // by the run
+}
+
+// round is what is produced together.
+type round struct {
+	batches map[transaction.TopicPartition]*transaction.Batch
+	filled  []*transaction.Batch // those of batches that hold records
+	bytes   int
+}
+
+func newRound() *round {
+	return &round{batches: make(map[transaction.TopicPartition]*transaction.Batch)}
+}
+
+// batch returns the round's batch for a partition.
+func (r *round) batch(at transaction.TopicPartition) *transaction.Batch {
+	b := r.batches[at]
+	if b == nil {
+		b = &transaction.Batch{TopicPartition: at}
+		r.batches[at] = b
+	}
+	return b
+}
+
+func (r *round) add(b *transaction.Batch, record *transaction.Record) {
+	if b.Len() == 0 {
+		r.filled = append(r.filled, b)
+	}
+	before := b.Size()
+	b.Append(record)
+	r.bytes += b.Size() - before
+}
+
+// reset empties the round and keeps its memory.
+func (r *round) reset() {
+	for _, b := range r.filled {
+		b.Reset()
+	}
+	r.filled, r.bytes = r.filled[:0], 0
 }
 
 func newPublication(k *Kafka, jobID string, producer *transaction.Producer, progress progressRecord) *publication {
@@ -36,7 +74,8 @@ func newPublication(k *Kafka, jobID string, producer *transaction.Producer, prog
 		kafka:    k,
 		jobID:    jobID,
 		producer: producer,
-		batches:  make(map[transaction.TopicPartition]*transaction.Batch),
+		filling:  newRound(),
+		sending:  newRound(),
 		run:      progress.Run,
 		written:  progress.Written,
 	}
@@ -50,7 +89,7 @@ func (p *publication) Begin(run int) {
 }
 
 // Publish adds messages to the current transaction. Those that do not fill a
-// batch are sent by a later call or by Commit.
+// round are sent by a later call or by Commit.
 func (p *publication) Publish(ctx context.Context, messages []pipeline.Message) error {
 	p.record.Time = time.Now()
 	for i := range messages {
@@ -62,56 +101,49 @@ func (p *publication) Publish(ctx context.Context, messages []pipeline.Message) 
 }
 
 func (p *publication) add(ctx context.Context, m *pipeline.Message) error {
-	topic := p.kafka.options.Topics.FailedUsers
-	if m.Topic == pipeline.DeadLetters {
-		topic = p.kafka.options.Topics.DeadLetters
-	}
 	p.record.Key, p.record.Value, p.record.Headers = m.Key, m.Value, p.record.Headers[:0]
 	for _, h := range m.Headers {
 		p.record.Headers = append(p.record.Headers, transaction.Header(h))
 	}
-
+	topic := p.kafka.nameOf(m.Topic)
+	at := p.kafka.partitionOf(topic, m.Key)
 	size := m.Size()
-	batch := p.batch(topic, m.Key)
-	if p.gathered+size > flushBytes || batch.Size()+size > p.kafka.layout.maxBytes[topic] {
+	if p.filling.bytes+size > flushBytes || p.filling.batch(at).Size()+size > p.kafka.layout.maxBytes[topic] {
 		if err := p.flush(ctx); err != nil {
 			return err
 		}
 	}
-	if batch.Len() == 0 {
-		p.filling = append(p.filling, batch)
-	}
-	before := batch.Size()
-	batch.Append(&p.record)
-	p.gathered += batch.Size() - before
+	p.filling.add(p.filling.batch(at), &p.record)
 	return nil
 }
 
-// batch returns the batch of the partition that the key belongs to.
-func (p *publication) batch(topic string, key []byte) *transaction.Batch {
-	partition := balancer.Balance(kafka.Message{Key: key}, p.kafka.layout.partitions[topic]...)
-	at := transaction.TopicPartition{Topic: topic, Partition: partition}
-	batch := p.batches[at]
-	if batch == nil {
-		batch = &transaction.Batch{TopicPartition: at}
-		p.batches[at] = batch
+// flush has the round that was filling produced, once the one before is through.
+func (p *publication) flush(ctx context.Context) error {
+	if err := p.await(); err != nil || len(p.filling.filled) == 0 {
+		return err
 	}
-	return batch
+	p.filling, p.sending = p.sending, p.filling
+	sent, batches := make(chan error, 1), p.sending.filled
+	go func() { sent <- p.producer.Produce(ctx, batches...) }()
+	p.sent = sent
+	return nil
 }
 
-// flush produces what has gathered.
-func (p *publication) flush(ctx context.Context) error {
-	if len(p.filling) == 0 {
+// await waits until nothing is being produced. After an error there is nothing
+// more to wait for.
+func (p *publication) await() error {
+	if p.sent == nil {
 		return nil
 	}
-	if err := p.producer.Produce(ctx, p.filling...); err != nil {
+	err := <-p.sent
+	p.sent = nil
+	if err != nil {
 		return p.kafka.jobError(p.jobID, err)
 	}
-	for _, batch := range p.filling {
+	for _, batch := range p.sending.filled {
 		p.written.add(batch)
-		batch.Reset()
 	}
-	p.filling, p.gathered = p.filling[:0], 0
+	p.sending.reset()
 	return nil
 }
 
@@ -121,13 +153,16 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 	if err := p.flush(ctx); err != nil {
 		return err
 	}
+	if err := p.await(); err != nil {
+		return err
+	}
 	value, err := json.Marshal(progressRecord{progress, p.written})
 	if err != nil {
 		return fmt.Errorf("encode the progress: %w", err)
 	}
-	batch := p.batch(p.kafka.options.Topics.Progress, []byte(p.jobID))
-	batch.Append(&transaction.Record{Key: []byte(p.jobID), Value: value, Time: time.Now()})
-	defer batch.Reset()
+	key := []byte(p.jobID)
+	batch := &transaction.Batch{TopicPartition: p.kafka.partitionOf(p.kafka.options.Topics.Progress, key)}
+	batch.Append(&transaction.Record{Key: key, Value: value, Time: time.Now()})
 	if err := p.producer.Produce(ctx, batch); err != nil {
 		return p.kafka.jobError(p.jobID, err)
 	}
@@ -139,6 +174,8 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 
 // Close aborts what is not committed.
 func (p *publication) Close(ctx context.Context) error {
+	// The producer keeps the error, and what it did not produce is aborted.
+	_ = p.await()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return p.producer.Abort(ctx)

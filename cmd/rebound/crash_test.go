@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"rebound/internal/kafkaproxy"
 	"rebound/internal/simulator"
@@ -291,4 +292,38 @@ func TestAJobThatShrinksMeanwhile(t *testing.T) {
 	if !strings.Contains(r.stderr, "100 failures handled (100 published, 0 dead-lettered), but FullStory counts 60") {
 		t.Errorf("it says\n%s", r.stderr)
 	}
+}
+
+// A transaction that the brokers gave up, for whatever reason, is begun again
+// from what was committed.
+func TestALostTransactionIsBegunAgain(t *testing.T) {
+	w := newWorld(t, simulator.Options{Latency: 5 * time.Millisecond}, kfake.NumBrokers(1))
+	w.conjure("lost=", 1000, 50)
+	var mu sync.Mutex
+	commits, lost := 0, 0
+	w.cluster.ControlKey(26, func(request kmsg.Request) (kmsg.Response, error, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		w.cluster.KeepControl()
+		if request.(*kmsg.EndTxnRequest).Commit {
+			if commits++; commits%3 == 2 {
+				lost++
+				response := request.ResponseKind().(*kmsg.EndTxnResponse)
+				response.ErrorCode = 48 // INVALID_TXN_STATE
+				return response, nil, true
+			}
+		}
+		return nil, nil, false
+	})
+	r := w.run([]string{"run", "lost="}).must(t, 0)
+	if !strings.Contains(r.stderr, "nothing since the last commit counts; going on from there") {
+		t.Errorf("it does not say that it begins again:\n%s", r.stderr)
+	}
+	w.mustBePublished("lost=", 1000, 1)
+	mu.Lock()
+	defer mu.Unlock()
+	if lost == 0 {
+		t.Error("no transaction was lost")
+	}
+	t.Logf("%d of %d commits were refused", lost, commits)
 }

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -49,6 +50,9 @@ type Options struct {
 	// TransactionalID makes the producer transactional; empty makes it
 	// idempotent only.
 	TransactionalID string
+	// Partitions become part of each transaction with its first batch: naming
+	// those that every transaction writes to in the end saves a request.
+	Partitions []TopicPartition
 	// Timeout is how long a transaction may be open before the brokers abort
 	// it; 0 means 30 s. It must not be more than the brokers'
 	// transaction.max.timeout.ms (15 min by default).
@@ -195,14 +199,23 @@ func (p *Producer) sequence(partition TopicPartition) int32 {
 // addPartitions makes the batches' partitions part of the transaction, which
 // the first of them begins.
 func (p *Producer) addPartitions(ctx context.Context, batches []*Batch) error {
-	topics := make(map[string][]kafka.AddPartitionToTxn)
+	var added []TopicPartition
 	for _, b := range batches {
 		if !p.partitions[b.TopicPartition] {
-			topics[b.Topic] = append(topics[b.Topic], kafka.AddPartitionToTxn{Partition: b.Partition})
+			added = append(added, b.TopicPartition)
 		}
 	}
-	if len(topics) == 0 {
+	if len(added) == 0 {
 		return nil
+	}
+	for _, partition := range p.options.Partitions {
+		if !p.partitions[partition] && !slices.Contains(added, partition) {
+			added = append(added, partition)
+		}
+	}
+	topics := make(map[string][]kafka.AddPartitionToTxn)
+	for _, partition := range added {
+		topics[partition.Topic] = append(topics[partition.Topic], kafka.AddPartitionToTxn{Partition: partition.Partition})
 	}
 	if len(p.partitions) == 0 {
 		if p.doubtful {
@@ -238,8 +251,8 @@ func (p *Producer) addPartitions(ctx context.Context, batches []*Batch) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range batches {
-		p.partitions[b.TopicPartition] = true
+	for _, partition := range added {
+		p.partitions[partition] = true
 	}
 	return nil
 }
