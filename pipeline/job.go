@@ -243,22 +243,26 @@ func (j *job) takeUp(ctx, sinkCtx context.Context) error {
 }
 
 // stream publishes pages from j.token on and commits them. While one page is
-// published the next is fetched and transformed.
+// published the next is fetched and transformed. Cancelling ctx ends it after the
+// page that is being published.
 func (j *job) stream(ctx, sinkCtx context.Context) error {
-	fetch, fetchCtx := errgroup.WithContext(ctx)
-	fetchCtx, stopFetching := context.WithCancel(fetchCtx)
-	defer stopFetching()
+	abandoned, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	fetchCtx, stopFetching := context.WithCancel(ctx)
+	defer context.AfterFunc(abandoned, stopFetching)()
 
 	const inFlight = 3
 	free, ready := make(chan *Batch, inFlight), make(chan *Batch)
 	for range inFlight {
 		free <- new(Batch)
 	}
+	var fetch errgroup.Group
 	fetch.Go(func() error {
 		defer close(ready)
-		return j.transform(fetchCtx, free, ready)
+		return j.transform(fetchCtx, abandoned.Done(), free, ready)
 	})
 	err := j.publish(sinkCtx, ready, free)
+	abandon()
 	stopFetching()
 	fetchErr := fetch.Wait()
 	if err != nil {
@@ -273,39 +277,46 @@ func (j *job) stream(ctx, sinkCtx context.Context) error {
 	return fetchErr
 }
 
-// transform turns pages into batches of messages.
-func (j *job) transform(ctx context.Context, free <-chan *Batch, ready chan<- *Batch) error {
+// errAbandoned ends the transform of a stream whose publishing has failed.
+var errAbandoned = errors.New("the stream is abandoned")
+
+// transform turns pages into batches of messages. A page that was begun is sent
+// to its end, unless the stream is abandoned.
+func (j *job) transform(ctx context.Context, abandoned <-chan struct{}, free <-chan *Batch, ready chan<- *Batch) error {
 	index := j.index
 	for page, err := range j.Source.Pages(ctx, j.id, j.token) {
 		if err != nil {
 			return err
 		}
-		var batch *Batch
-		select {
-		case batch = <-free:
-		case <-ctx.Done():
-			return ctx.Err()
+		for from, whole := 0, false; !whole; {
+			var batch *Batch
+			select {
+			case batch = <-free:
+			case <-abandoned:
+				return errAbandoned
+			}
+			from = batch.Transform(j.run, page, from, index, j.skip, j.Limits)
+			whole = batch.EndsPage
+			select {
+			case ready <- batch:
+			case <-abandoned:
+				return errAbandoned
+			}
 		}
-		batch.Transform(j.run, page, index, j.skip, j.Limits)
-		index += int64(len(page.Results))
-		last := page.Next == ""
-		select {
-		case ready <- batch:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if last {
+		if index += int64(len(page.Results)); page.Next == "" {
 			return nil
 		}
 	}
 	return ctx.Err()
 }
 
-// publish publishes batches until there are no more, and commits them at the
-// interval, whether the next page has come or not: an open transaction holds
+// publish publishes batches until there are no more, and commits whole pages at
+// the interval, whether the next page has come or not: an open transaction holds
 // back the readers of its partitions.
 func (j *job) publish(ctx context.Context, ready <-chan *Batch, free chan<- *Batch) error {
 	var due <-chan time.Time
+	var failures, deadLetters int64 // of the page that is being published
+	midPage, overdue := false, false
 	for {
 		select {
 		case batch, ok := <-ready:
@@ -315,24 +326,36 @@ func (j *job) publish(ctx context.Context, ready <-chan *Batch, free chan<- *Bat
 			if err := j.publication.Publish(ctx, batch.Messages); err != nil {
 				return err
 			}
-			if batch.End < j.progress.Position() {
-				// A page that was published before moves nothing.
-				j.progress.count(batch)
-			} else {
-				j.progress.advance(batch, time.Now().UTC())
-				if due == nil {
+			failures += batch.Failures
+			deadLetters += batch.DeadLetters
+			if midPage = !batch.EndsPage; !midPage {
+				j.turnPage(batch, failures, deadLetters)
+				failures, deadLetters = 0, 0
+				if due == nil && !overdue && j.progress != j.committed {
 					due = time.After(j.CommitInterval)
 				}
 			}
-			j.report()
 			free <- batch
 		case <-due:
-			due = nil
+			due, overdue = nil, true
+		}
+		if overdue && !midPage {
+			overdue = false
 			if err := j.commit(ctx); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// turnPage moves the progress past a page that is published. One that was
+// published before moves nothing.
+func (j *job) turnPage(last *Batch, failures, deadLetters int64) {
+	if last.End >= j.progress.Position() {
+		j.progress.advance(last.Page.Next, failures, deadLetters, time.Now().UTC())
+	}
+	j.progress.count(last.Page.TotalRecords)
+	j.report()
 }
 
 // commit commits what was published since the last commit, if anything.

@@ -47,18 +47,20 @@ type Limits struct {
 	DeadLetter int
 }
 
-// Batch turns pages into messages and owns the memory of the messages of one
-// page. The zero value is ready for use. A batch may be used again and again;
-// it is not safe for concurrent use.
+// Batch turns pages into messages and owns the memory of those of one page, or
+// of a part of a large one. The zero value is ready for use. A batch may be used
+// again and again; it is not safe for concurrent use.
 type Batch struct {
-	// Messages holds the messages of the last page given to Transform, in the
+	// Messages holds the messages that the last call of Transform made, in the
 	// page's order. A dead letter that the topic does not take whole is
 	// several messages.
 	Messages []Message
 	// Failures and DeadLetters count the results that became either.
 	Failures, DeadLetters int64
-	// End is the position in the job after the page's last result.
+	// End is the position in the job after the last result.
 	End int64
+	// EndsPage tells that the page's last result is among them.
+	EndsPage bool
 	// Page is the page behind the messages, without its results.
 	Page Page
 
@@ -66,31 +68,39 @@ type Batch struct {
 	headers []Header
 }
 
-// Transform replaces the batch by the messages of a page whose first result
-// stands at position index of the job. Results before position skip were
-// published earlier and are left out. The messages are valid until the next
-// call and do not refer to the page.
-func (b *Batch) Transform(run Run, page *Page, index, skip int64, limits Limits) {
+// batchBytes is how many bytes of results, as received, a batch takes at least
+// before it leaves the rest of the page to the next one.
+const batchBytes = 1 << 20
+
+// Transform replaces the batch by the messages of a page's results from number
+// from on, until the page ends or the batch is full, and returns the number of
+// the first result that it leaves to the next batch. The page's first result
+// stands at position index of the job; results before position skip were
+// published earlier and are left out. The messages are valid until the next call
+// and do not refer to the page.
+func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limits Limits) (next int) {
 	b.Messages, b.headers, b.bytes = b.Messages[:0], b.headers[:0], b.bytes[:0]
 	b.Failures, b.DeadLetters = 0, 0
-	b.End = index + int64(len(page.Results))
 	b.Page = *page
 	b.Page.Results = nil
 
-	// Room for everything at once, so that the page is copied only once.
 	size := 0
-	for i := range page.Results {
-		size += len(page.Results[i].Raw)
+	for next = from; next < len(page.Results) && size < batchBytes; next++ {
+		size += len(page.Results[next].Raw)
 	}
-	perResult := 2*len(run.JobID) + 128
-	b.bytes = slices.Grow(b.bytes, size+len(page.Results)*perResult)
-	b.headers = slices.Grow(b.headers, len(page.Results)*failedUserHeaders)
+	b.End = index + int64(next)
+	b.EndsPage = next == len(page.Results)
 
-	for i := range page.Results {
+	// Room for everything at once, so that each result is copied only once.
+	perResult := 2*len(run.JobID) + 128
+	b.bytes = slices.Grow(b.bytes, size+(next-from)*perResult)
+	b.headers = slices.Grow(b.headers, (next-from)*failedUserHeaders)
+	for i := from; i < next; i++ {
 		if at := index + int64(i); at >= skip {
 			b.add(run, &page.Results[i], at, limits)
 		}
 	}
+	return next
 }
 
 // A failed user has this many headers.

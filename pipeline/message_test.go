@@ -25,7 +25,7 @@ var generous = pipeline.Limits{FailedUser: 1 << 20, DeadLetter: 1 << 20}
 
 func transform(limits pipeline.Limits, index, skip int64, results ...pipeline.Result) *pipeline.Batch {
 	var b pipeline.Batch
-	b.Transform(pipeline.NewRun(`a/b"=`, 3), &pipeline.Page{Results: results}, index, skip, limits)
+	b.Transform(pipeline.NewRun(`a/b"=`, 3), &pipeline.Page{Results: results}, 0, index, skip, limits)
 	return &b
 }
 
@@ -118,6 +118,30 @@ func TestWhatWasPublishedEarlierIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestALargePageIsManyBatches(t *testing.T) {
+	page := &pipeline.Page{Next: "next", TotalRecords: 99}
+	for i := range 10 {
+		page.Results = append(page.Results, result(`"c"`, `"m"`, fmt.Sprintf(`{"n":%d,"x":"%s"}`, i, strings.Repeat("x", 300<<10)), ""))
+	}
+	var b pipeline.Batch
+	batches, messages := 0, 0
+	for from := 0; from < len(page.Results); batches++ {
+		from = b.Transform(pipeline.NewRun("job", 1), page, from, 50, 0, generous)
+		for _, m := range b.Messages {
+			if want := fmt.Sprintf(`"index":%d,`, 50+messages); !strings.Contains(string(m.Value), want) {
+				t.Errorf("message %d does not say %s", messages, want)
+			}
+			messages++
+		}
+		if ends := from == len(page.Results); b.EndsPage != ends || b.End != int64(50+from) || b.Page.Next != "next" {
+			t.Errorf("after %d results: ends page %v, end %d", from, b.EndsPage, b.End)
+		}
+	}
+	if batches != 3 || messages != 10 {
+		t.Errorf("%d batches, %d messages", batches, messages)
+	}
+}
+
 func TestABatchUsesItsMemoryAgain(t *testing.T) {
 	page := &pipeline.Page{}
 	for range 1000 {
@@ -125,7 +149,7 @@ func TestABatchUsesItsMemoryAgain(t *testing.T) {
 	}
 	var b pipeline.Batch
 	run := pipeline.NewRun("job", 1)
-	transform := func() { b.Transform(run, page, 0, 0, generous) }
+	transform := func() { b.Transform(run, page, 0, 0, 0, generous) }
 	transform()
 	if allocations := testing.AllocsPerRun(10, transform); allocations > 0 {
 		t.Errorf("%v allocations a page", allocations)
@@ -141,7 +165,7 @@ func ExampleBatch_Transform() {
 		User:    []byte(`{"email":"ada@example.com"}`),
 	}}}
 	var batch pipeline.Batch
-	batch.Transform(pipeline.NewRun("abd123=", 1), page, 0, 0, pipeline.Limits{FailedUser: 1 << 20, DeadLetter: 1 << 20})
+	batch.Transform(pipeline.NewRun("abd123=", 1), page, 0, 0, 0, pipeline.Limits{FailedUser: 1 << 20, DeadLetter: 1 << 20})
 	for _, m := range batch.Messages {
 		fmt.Printf("%s %s\n", m.Key, m.Value)
 	}
@@ -158,6 +182,6 @@ func BenchmarkTransform(b *testing.B) {
 	run := pipeline.NewRun("job", 1)
 	b.ReportAllocs()
 	for b.Loop() {
-		batch.Transform(run, page, 0, 0, generous)
+		batch.Transform(run, page, 0, 0, 0, generous)
 	}
 }

@@ -54,21 +54,20 @@ func (p Progress) sameAs(q Progress) bool {
 	return p == q
 }
 
-// advance counts a published batch.
-func (p *Progress) advance(b *Batch, now time.Time) {
+// advance goes past a published page, to the one that next asks for.
+func (p *Progress) advance(next string, failures, deadLetters int64, now time.Time) {
 	p.State, p.Reason = Running, ""
 	p.Pages++
-	p.Published += b.Failures
-	p.DeadLettered += b.DeadLetters
-	p.NextPageToken = b.Page.Next
+	p.Published += failures
+	p.DeadLettered += deadLetters
+	p.NextPageToken = next
 	p.UpdatedAt = now
-	p.count(b)
 }
 
-// count takes over what a page says of the whole job.
-func (p *Progress) count(b *Batch) {
-	if b.Page.TotalRecords >= 0 {
-		p.TotalRecords = b.Page.TotalRecords
+// count takes over what a page says of the whole job; -1 is nothing.
+func (p *Progress) count(totalRecords int64) {
+	if totalRecords >= 0 {
+		p.TotalRecords = totalRecords
 	}
 }
 

@@ -63,13 +63,15 @@ func Verify(ctx context.Context, source Source, published Published, run Run, li
 		if err != nil {
 			return nil, err
 		}
-		batch.Transform(run, page, index, 0, limits)
-		index += int64(len(page.Results))
-		for messages := range eachResult(batch.Messages) {
-			if err := report.compare(ctx, published, messages); err != nil {
-				return nil, err
+		for from := 0; from < len(page.Results); {
+			from = batch.Transform(run, page, from, index, 0, limits)
+			for messages := range eachResult(batch.Messages) {
+				if err := report.compare(ctx, published, messages); err != nil {
+					return nil, err
+				}
 			}
 		}
+		index += int64(len(page.Results))
 	}
 	err := published.Rest(ctx, func(m *Message) {
 		if at, ok := positionOf(m); ok && at.index < index {

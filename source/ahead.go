@@ -39,7 +39,7 @@ func (a *API) fetchAhead(ctx context.Context, jobID, token string, bodies bodies
 		for {
 			var page fetched
 			page.body, page.err = a.fetch(ctx, jobID, token, bodies.take())
-			if page.err == nil {
+			if page.err == nil && bodies.mayFetchAhead(len(page.body)) {
 				page.next = nextToken(page.body)
 			}
 			select {
@@ -78,8 +78,12 @@ func (f *ahead) stop() {
 	<-f.done
 }
 
-// bodies are the buffers that pages are read into: one page in use, one waiting
-// and one on its way.
+// aheadBytes is how large bodies may be that a job holds several of: one in use,
+// one waiting and one on its way. Of larger ones it holds one at a time, which
+// costs the time of a fetch a page.
+const aheadBytes = 8 << 20
+
+// bodies are the buffers that a job's pages are read into.
 type bodies chan []byte
 
 func newBodies() bodies { return make(bodies, 3) }
@@ -94,11 +98,18 @@ func (b bodies) take() []byte {
 }
 
 func (b bodies) put(body []byte) {
+	if cap(body) > 2*aheadBytes {
+		return
+	}
 	select {
 	case b <- body:
 	default:
 	}
 }
+
+// mayFetchAhead tells whether the page after one of the size may be fetched while
+// that one is in use.
+func (bodies) mayFetchAhead(size int) bool { return size <= aheadBytes }
 
 // nextToken returns the page's next token where the end of the body shows it
 // without doubt: the body's last brace closes the page, so the members right

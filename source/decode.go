@@ -42,6 +42,12 @@ func (d *decoder) decode(body []byte, token string) (*pipeline.Page, error) {
 	return &d.page, nil
 }
 
+// forget lets go of the last page, whose memory would be kept otherwise.
+func (d *decoder) forget() {
+	d.body, d.buffer, d.page = nil, bytes.Buffer{}, pipeline.Page{Next: d.page.Next}
+	d.json.Reset(&d.buffer)
+}
+
 // withoutInput drops what a syntax error quotes of the page: it may be
 // personal.
 func withoutInput(err error) error {

@@ -50,14 +50,25 @@ func (a *API) Pages(ctx context.Context, jobID, pageToken string) iter.Seq2[*pip
 				continue
 			}
 
-			if page.Next != "" && ahead.following != page.Next {
-				ahead.stop()
-				ahead = a.fetchAhead(ctx, jobID, page.Next, bodies)
+			follow := func() {
+				if page.Next != "" && ahead.following != page.Next {
+					ahead.stop()
+					ahead = a.fetchAhead(ctx, jobID, page.Next, bodies)
+				}
+			}
+			small := bodies.mayFetchAhead(len(body))
+			if small {
+				follow()
 			}
 			more := yield(page, nil)
 			bodies.put(body)
 			if !more || page.Next == "" {
 				return
+			}
+			if !small {
+				decoder.forget()
+				body = nil
+				follow()
 			}
 			token = page.Next
 			patience = a.patience(jobID, token)

@@ -246,3 +246,20 @@ func TestMemoryDoesNotGrowWithTheJob(t *testing.T) {
 		t.Errorf("peak memory is %d MiB, 64 are allowed", peak[1])
 	}
 }
+
+func TestAHugePageNeedsItsOwnSize(t *testing.T) {
+	if testing.Short() {
+		t.Skip("slow: pages of 300 MB; the short form is TestALargePageIsManyBatches in package pipeline")
+	}
+	w := newWorld(t, simulator.Options{})
+	const user, users = 4 << 20, 75
+	w.api.Conjure(simulator.Conjured{ID: "huge=", Failures: 2 * users, PageSize: users, Plain: true, RecordBytes: user})
+	r := w.run([]string{"run", "huge="}).must(t, 0)
+	t.Logf("peak memory with pages of %d MiB: %d MiB", user*users>>20, r.peakRSS>>20)
+	if most := int64(user*users + 4*user + 64<<20); r.peakRSS > most {
+		t.Errorf("peak memory is %d MiB, %d are allowed", r.peakRSS>>20, most>>20)
+	}
+	if p := w.progress("huge="); p["state"] != "done" || p["dead_lettered"] != 2.0*users {
+		t.Errorf("progress is %v", p)
+	}
+}

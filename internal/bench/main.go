@@ -42,8 +42,8 @@ func main() {
 // The names of the contenders, in the order in which they take turns.
 const (
 	bareFetch    = "bare fetch"
-	exactlyOnce  = "rebound, exactly once"
-	atLeastOnce  = "rebound, at least once"
+	exactlyOnce  = "rebound exactly once"
+	atLeastOnce  = "rebound at least once"
 	obvious      = "the obvious program"
 	good         = "the good program"
 	jobID        = "bench="
