@@ -189,7 +189,13 @@ func (k *Kafka) retry(ctx context.Context, step string, do func(context.Context)
 	}, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		return do(ctx)
+		err := do(ctx)
+		if errors.Is(err, kafka.Unknown) {
+			// The broker does not know itself what is wrong. To ask again does
+			// no harm, unlike to write again.
+			err = errors.New(err.Error())
+		}
+		return err
 	})
 }
 

@@ -131,6 +131,11 @@ func (p *Producer) initialize(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if verdict, _ := judge(response.Error); verdict == restart && p.id < 0 {
+			// Nothing is lost that was not begun: to begin again is this very
+			// request.
+			return errors.New(describe(response.Error).Error())
+		}
 		if response.Error != nil {
 			return response.Error
 		}

@@ -240,6 +240,8 @@ func TestErrorCodes(t *testing.T) {
 		{"too few replicas after the append: sent again", 20, []int16{produce}, nil},
 		{"a failed disk is waited for", 56, []int16{produce}, nil},
 		{"markers that are being written are waited for", 51, []int16{initProducerID, addPartitions, endTxn}, nil},
+		{"an unknown error on opening is tried again", 9999, []int16{initProducerID}, nil},
+		{"a server error on opening is tried again", -1, []int16{initProducerID}, nil},
 		{"a repeated sequence is accepted", 46, []int16{produce}, nil},
 		{"a lost sequence ends the transaction", 45, []int16{produce}, transaction.ErrAborted},
 		{"a forgotten producer ends the transaction", 59, []int16{produce}, transaction.ErrAborted},
