@@ -325,6 +325,44 @@ func TestTheBucketIsNeverExceededAndFullyUsed(t *testing.T) {
 	})
 }
 
+func TestJobsShareTheBucketFairly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, burst, jobs = 200, 20, 100
+		api := simulator.New(simulator.Options{PageSize: 1})
+		client := newAPI(api, func(o *source.Options) { o.Bucket = source.NewBucket(rate, burst) })
+		// Long enough that the burst, which whoever comes first may take, is
+		// little.
+		const duration = 10 * time.Minute
+		ctx, cancel := context.WithTimeout(t.Context(), duration)
+		defer cancel()
+		pages := make([]int, jobs)
+		done := make(chan struct{})
+		for job := range jobs {
+			id := fmt.Sprintf("job%d", job)
+			api.Conjure(simulator.Conjured{ID: id, Failures: 1_000_000})
+			go func() {
+				for range client.Pages(ctx, id, "") {
+					pages[job]++
+				}
+				done <- struct{}{}
+			}()
+		}
+		for range jobs {
+			<-done
+		}
+		const permitted = int(rate*duration/time.Second) + burst
+		const share = permitted / jobs
+		for job, n := range pages {
+			if n < share*9/10 || n > share*11/10 {
+				t.Errorf("job %d got %d pages, its share is %d", job, n, share)
+			}
+		}
+		if used := len(api.Arrivals()); used < permitted*98/100 {
+			t.Errorf("%d requests, %d were permitted", used, permitted)
+		}
+	})
+}
+
 func assertBucketKept(t *testing.T, arrivals []time.Time, rate float64, burst int) {
 	t.Helper()
 	slices.SortFunc(arrivals, time.Time.Compare)

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -27,10 +26,6 @@ const (
 )
 
 func main() {
-	if os.Getenv("GOMEMLIMIT") == "" {
-		// A bound to aim at, not to keep: what is in flight stays well below.
-		debug.SetMemoryLimit(48 << 20)
-	}
 	os.Exit(program{
 		lookup: os.LookupEnv,
 		stdin:  os.Stdin,

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"text/tabwriter"
 
@@ -152,6 +154,7 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 		fmt.Fprintln(p.stderr, "stopping: what is complete is committed; another signal leaves at once, and nothing is lost then either")
 	})()
 
+	p.limitMemory(min(len(ids), c.JobConcurrency))
 	outcomes := make([]outcome, len(ids))
 	display.start(ctx, log)
 	var jobs errgroup.Group
@@ -172,12 +175,29 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 	}
 	jobs.Wait()
 	display.stop()
+	logMemory(log)
 
 	summary := p.stdout
 	if dryRun {
 		summary = p.stderr
 	}
 	return p.sumUp(ctx, summary, outcomes)
+}
+
+// limitMemory has the garbage collector aim at what the process and so many jobs
+// in flight need, rather than at twice that.
+func (p program) limitMemory(jobs int) {
+	const process, job = 40 << 20, 8 << 20
+	if limit, _ := p.lookup("GOMEMLIMIT"); limit == "" {
+		debug.SetMemoryLimit(process + int64(jobs)*job)
+	}
+}
+
+// logMemory tells, at debug level, what memory the process has used.
+func logMemory(log *slog.Logger) {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	log.Debug("memory", "allocations", m.Mallocs, "allocated_bytes", m.TotalAlloc, "from_system_bytes", m.Sys, "collections", m.NumGC)
 }
 
 // outcome is how a job ended.

@@ -247,6 +247,28 @@ func TestMemoryDoesNotGrowWithTheJob(t *testing.T) {
 	}
 }
 
+// The guard of the hot path: nothing is allocated for each record.
+func TestARecordNeedsNoAllocations(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	const failures = 200_000
+	w.api.Conjure(simulator.Conjured{ID: "allocations=", Failures: failures, Plain: true})
+	r := w.run([]string{"run", "allocations="}, "LOG_LEVEL=debug", "COMMIT_INTERVAL=1s").must(t, 0)
+	for _, line := range lines(r.stderr) {
+		var logged struct {
+			Msg         string
+			Allocations float64
+		}
+		if json.Unmarshal([]byte(line), &logged) == nil && logged.Msg == "memory" {
+			t.Logf("%.3f allocations a record, over the whole process", logged.Allocations/failures)
+			if logged.Allocations/failures > 0.5 {
+				t.Errorf("%.2f allocations a record, 0.5 are allowed", logged.Allocations/failures)
+			}
+			return
+		}
+	}
+	t.Errorf("it does not say what it allocated:\n%s", r.stderr)
+}
+
 func TestAHugePageNeedsItsOwnSize(t *testing.T) {
 	if testing.Short() {
 		t.Skip("slow: pages of 300 MB; the short form is TestALargePageIsManyBatches in package pipeline")

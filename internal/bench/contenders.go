@@ -10,28 +10,40 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 // contend is one of the programs that rebound is held against.
-func contend(name string) error {
+func contend(name string, jobIDs []string) error {
 	ctx := context.Background()
-	switch name {
-	case bareFetch:
-		return fetchAll()
-	case obvious:
-		return obviousProgram(ctx)
-	case good:
-		return goodProgram(ctx)
+	if name == bareFetch {
+		var jobs errgroup.Group
+		for _, id := range jobIDs {
+			jobs.Go(func() error { return fetchAll(id) })
+		}
+		return jobs.Wait()
 	}
-	return fmt.Errorf("there is no contender %q", name)
+	program, ok := map[string]func(context.Context, string) error{obvious: obviousProgram, good: goodProgram}[name]
+	if !ok {
+		return fmt.Errorf("there is no contender %q", name)
+	}
+	if err := makeTopic(ctx); err != nil {
+		return err
+	}
+	var jobs errgroup.Group
+	for _, id := range jobIDs {
+		jobs.Go(func() error { return program(ctx, id) })
+	}
+	return jobs.Wait()
 }
 
 // get returns the page that token asks for, in buf's memory where it fits.
-func get(token string, buf *bytes.Buffer) error {
+func get(jobID, token string, buf *bytes.Buffer) error {
 	u := os.Getenv("BENCH_API") + "/v2/users/batch/" + url.QueryEscape(jobID) + "/errors"
 	if token != "" {
 		u += "?page_token=" + url.QueryEscape(token)
@@ -52,10 +64,10 @@ func get(token string, buf *bytes.Buffer) error {
 }
 
 // fetchAll fetches the pages and looks for nothing in them but the next token.
-func fetchAll() error {
+func fetchAll(jobID string) error {
 	var buf bytes.Buffer
 	for token := ""; ; {
-		if err := get(token, &buf); err != nil {
+		if err := get(jobID, token, &buf); err != nil {
 			return err
 		}
 		_, rest, found := bytes.Cut(buf.Bytes()[max(0, buf.Len()-200):], []byte(`"next_page_token":"`))
@@ -86,7 +98,7 @@ type value struct {
 	User    json.RawMessage `json:"user"`
 }
 
-func messageOf(p *page, i, index int) (key, body []byte, err error) {
+func messageOf(jobID string, p *page, i, index int) (key, body []byte, err error) {
 	r := &p.Results[i]
 	var user struct {
 		UID string `json:"uid"`
@@ -99,12 +111,9 @@ func messageOf(p *page, i, index int) (key, body []byte, err error) {
 }
 
 // obviousProgram fetches a page, decodes it, writes it, and fetches the next.
-func obviousProgram(ctx context.Context) error {
-	if err := makeTopic(ctx); err != nil {
-		return err
-	}
+func obviousProgram(ctx context.Context, jobID string) error {
 	writer := &kafka.Writer{
-		Addr:         kafka.TCP(os.Getenv("BENCH_BROKERS")),
+		Addr:         kafka.TCP(brokers()...),
 		Topic:        os.Getenv("BENCH_TOPIC"),
 		Balancer:     &kafka.Murmur2Balancer{},
 		RequiredAcks: kafka.RequireAll,
@@ -115,7 +124,7 @@ func obviousProgram(ctx context.Context) error {
 	var buf bytes.Buffer
 	index := 0
 	for token := ""; ; {
-		if err := get(token, &buf); err != nil {
+		if err := get(jobID, token, &buf); err != nil {
 			return err
 		}
 		var p page
@@ -124,7 +133,7 @@ func obviousProgram(ctx context.Context) error {
 		}
 		messages := make([]kafka.Message, len(p.Results))
 		for i := range p.Results {
-			key, body, err := messageOf(&p, i, index)
+			key, body, err := messageOf(jobID, &p, i, index)
 			if err != nil {
 				return err
 			}
@@ -142,11 +151,8 @@ func obviousProgram(ctx context.Context) error {
 }
 
 // goodProgram fetches, decodes and produces at the same time, with franz-go.
-func goodProgram(ctx context.Context) error {
-	if err := makeTopic(ctx); err != nil {
-		return err
-	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(os.Getenv("BENCH_BROKERS")), kgo.DefaultProduceTopic(os.Getenv("BENCH_TOPIC")),
+func goodProgram(ctx context.Context, jobID string) error {
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers()...), kgo.DefaultProduceTopic(os.Getenv("BENCH_TOPIC")),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression()))
 	if err != nil {
 		return err
@@ -161,7 +167,7 @@ func goodProgram(ctx context.Context) error {
 			defer close(bodies)
 			for token := ""; ; {
 				var buf bytes.Buffer
-				if err := get(token, &buf); err != nil {
+				if err := get(jobID, token, &buf); err != nil {
 					failed <- err
 					return
 				}
@@ -185,7 +191,7 @@ func goodProgram(ctx context.Context) error {
 	index := 0
 	for p := range pages {
 		for i := range p.Results {
-			key, body, err := messageOf(p, i, index)
+			key, body, err := messageOf(jobID, p, i, index)
 			if err != nil {
 				return err
 			}
@@ -213,8 +219,10 @@ func goodProgram(ctx context.Context) error {
 	}
 }
 
+func brokers() []string { return strings.Split(os.Getenv("BENCH_BROKERS"), ",") }
+
 func makeTopic(ctx context.Context) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(os.Getenv("BENCH_BROKERS")))
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers()...))
 	if err != nil {
 		return err
 	}

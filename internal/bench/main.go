@@ -5,7 +5,8 @@
 // from the same simulated API and, but for the bare fetch, publishes it to the
 // same broker, each as a process of its own, in turns.
 //
-//	go run ./internal/bench [-failures N] [-rounds N] [-latency 0s] [-write docs]
+//	go run ./internal/bench              one table
+//	go run ./internal/bench -write docs  all of docs/performance.md, in some minutes
 package main
 
 import (
@@ -27,7 +28,7 @@ import (
 
 func main() {
 	if len(os.Args) > 2 && os.Args[1] == "contender" {
-		if err := contend(os.Args[2]); err != nil {
+		if err := contend(os.Args[2], os.Args[3:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -41,13 +42,11 @@ func main() {
 
 // The names of the contenders, in the order in which they take turns.
 const (
-	bareFetch    = "bare fetch"
-	exactlyOnce  = "rebound exactly once"
-	atLeastOnce  = "rebound at least once"
-	obvious      = "the obvious program"
-	good         = "the good program"
-	jobID        = "bench="
-	defaultBytes = 530
+	bareFetch   = "bare fetch"
+	exactlyOnce = "rebound exactly once"
+	atLeastOnce = "rebound at least once"
+	obvious     = "the obvious program"
+	good        = "the good program"
 )
 
 var contenders = []string{bareFetch, exactlyOnce, atLeastOnce, obvious, good}
@@ -56,9 +55,18 @@ var contenders = []string{bareFetch, exactlyOnce, atLeastOnce, obvious, good}
 type setting struct {
 	failures, rounds      int
 	pageSize, recordBytes int
-	partitions            int
+	partitions, jobs      int
 	latency               time.Duration
 	brokers               string // empty: an embedded one
+}
+
+// jobIDs are the ids of the setting's jobs.
+func (s setting) jobIDs() []string {
+	ids := make([]string, s.jobs)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("bench%d=", i)
+	}
+	return ids
 }
 
 // measurement is one run of a contender.
@@ -69,15 +77,19 @@ type measurement struct {
 
 func run() error {
 	var s setting
-	var only string
-	flag.IntVar(&s.failures, "failures", 200_000, "of the job")
+	var only, write string
+	var guarded bool
+	flag.IntVar(&s.failures, "failures", 200_000, "of all jobs together")
 	flag.IntVar(&s.rounds, "rounds", 7, "how often each contender runs")
 	flag.IntVar(&s.pageSize, "page-size", 1000, "failures a page")
-	flag.IntVar(&s.recordBytes, "record-bytes", defaultBytes, "of a failure")
+	flag.IntVar(&s.recordBytes, "record-bytes", 530, "of a failure")
 	flag.IntVar(&s.partitions, "partitions", 6, "of the topics")
+	flag.IntVar(&s.jobs, "jobs", 1, "at once")
 	flag.DurationVar(&s.latency, "latency", 0, "of each page")
 	flag.StringVar(&s.brokers, "brokers", "", "publish to these instead of an embedded broker")
-	flag.StringVar(&only, "only", "", "the contenders to run, separated by commas; all if empty")
+	flag.StringVar(&only, "only", strings.Join(contenders, ","), "the contenders to run, separated by commas")
+	flag.StringVar(&write, "write", "", "measure everything, and write it into this folder's performance.md and performance.svg")
+	flag.BoolVar(&guarded, "guard", false, "fail where rebound has become markedly slower than it was, compared with the others")
 	flag.Parse()
 
 	folder, err := os.MkdirTemp("", "rebound-bench-")
@@ -85,40 +97,64 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(folder)
-	rebound := filepath.Join(folder, "rebound")
-	if out, err := exec.Command("go", "build", "-o", rebound, "./cmd/rebound").CombinedOutput(); err != nil {
+	b := bench{rebound: filepath.Join(folder, "rebound")}
+	if out, err := exec.Command("go", "build", "-o", b.rebound, "./cmd/rebound").CombinedOutput(); err != nil {
 		return fmt.Errorf("build rebound: %w\n%s", err, out)
 	}
-	api, brokers, stop, err := s.start()
+	if write != "" {
+		return b.report(s, write)
+	}
+	results, err := b.measureAll(s, strings.Split(only, ","))
 	if err != nil {
 		return err
 	}
-	defer stop()
-
-	names := contenders
-	if only != "" {
-		names = strings.Split(only, ",")
+	fmt.Print(results.table())
+	if guarded {
+		return results.guard()
 	}
-	results := make(map[string][]measurement)
+	return nil
+}
+
+// bench runs contenders.
+type bench struct {
+	rebound string // the program
+}
+
+// results holds the measurements of each contender, one a round.
+type results struct {
+	setting
+	names []string
+	runs  map[string][]measurement
+}
+
+// measureAll runs the contenders in turns.
+func (b bench) measureAll(s setting, names []string) (*results, error) {
+	api, brokers, stop, err := s.start()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	r := &results{setting: s, names: names, runs: make(map[string][]measurement)}
 	for round := range s.rounds + 1 {
 		for _, name := range names {
-			m, err := measure(name, rebound, api, brokers, s.partitions, round)
+			m, err := b.measure(s, name, api, brokers)
 			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+				return nil, fmt.Errorf("%s: %w", name, err)
 			}
 			if round > 0 { // the first round warms up
-				results[name] = append(results[name], m)
+				r.runs[name] = append(r.runs[name], m)
 			}
 		}
 	}
-	fmt.Print(table(s, names, results))
-	return nil
+	return r, nil
 }
 
 // start starts the API and the broker inside this process.
 func (s setting) start() (api, brokers string, stop func(), err error) {
 	sim := simulator.New(simulator.Options{Latency: s.latency, PageSize: s.pageSize})
-	sim.Conjure(simulator.Conjured{ID: jobID, Failures: int64(s.failures), Plain: true, RecordBytes: s.recordBytes})
+	for _, id := range s.jobIDs() {
+		sim.Conjure(simulator.Conjured{ID: id, Failures: int64(s.failures / s.jobs), Plain: true, RecordBytes: s.recordBytes})
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", "", nil, err
@@ -138,15 +174,15 @@ func (s setting) start() (api, brokers string, stop func(), err error) {
 }
 
 // measure runs a contender to its end.
-func measure(name, rebound, api, brokers string, partitions, round int) (measurement, error) {
-	command := exec.Command(os.Args[0], "contender", name)
-	topic := fmt.Sprintf("bench-%d-%d", time.Now().UnixNano(), round)
-	command.Env = append(os.Environ(), "BENCH_API="+api, "BENCH_BROKERS="+brokers, "BENCH_TOPIC="+topic, fmt.Sprintf("BENCH_PARTITIONS=%d", partitions))
+func (b bench) measure(s setting, name, api, brokers string) (measurement, error) {
+	topic := fmt.Sprintf("bench-%d", time.Now().UnixNano())
+	command := exec.Command(os.Args[0], append([]string{"contender", name}, s.jobIDs()...)...)
+	command.Env = append(os.Environ(), "BENCH_API="+api, "BENCH_BROKERS="+brokers, "BENCH_TOPIC="+topic, fmt.Sprintf("BENCH_PARTITIONS=%d", s.partitions))
 	if delivery, ok := map[string]string{exactlyOnce: "exactly-once", atLeastOnce: "at-least-once"}[name]; ok {
-		command = exec.Command(rebound, "run", jobID)
+		command = exec.Command(b.rebound, append([]string{"run"}, s.jobIDs()...)...)
 		command.Env = append(os.Environ(), "FULLSTORY_API_KEY=key", "FULLSTORY_BASE_URL="+api, "KAFKA_BROKERS="+brokers,
 			"FULLSTORY_RATE_LIMIT=1000000", "FULLSTORY_RATE_BURST=1000000", "KAFKA_TOPIC="+topic, "KAFKA_DELIVERY="+delivery,
-			fmt.Sprintf("KAFKA_TOPIC_PARTITIONS=%d", partitions), "LOG_LEVEL=error")
+			fmt.Sprintf("KAFKA_TOPIC_PARTITIONS=%d", s.partitions), fmt.Sprintf("JOB_CONCURRENCY=%d", s.jobs), "LOG_LEVEL=error")
 	}
 	command.Stderr = os.Stderr
 	began := time.Now()
@@ -184,29 +220,30 @@ func watchMemory(pid int) <-chan int64 {
 	return result
 }
 
-// table sums the measurements up: medians, and ratios of runs of the same round.
-func table(s setting, names []string, results map[string][]measurement) string {
-	var t strings.Builder
-	fmt.Fprintf(&t, "One job of %d failures, %d bytes each, pages of %d, %v a page, %d partitions; medians of %d rounds.\n\n",
-		s.failures, s.recordBytes, s.pageSize, s.latency, s.partitions, s.rounds)
-	t.WriteString("| | records/s | wall time : bare fetch | CPU s a million records | peak memory |\n| --- | --- | --- | --- | --- |\n")
-	for _, name := range names {
-		list := results[name]
-		wall := median(list, func(m measurement) float64 { return m.wall.Seconds() })
-		cpu := median(list, func(m measurement) float64 { return m.cpu.Seconds() })
-		rss := median(list, func(m measurement) float64 { return float64(m.peakRSS >> 20) })
-		ratio := 0.0
-		if fetch := results[bareFetch]; fetch != nil {
-			ratios := make([]float64, len(list))
-			for i := range list {
-				ratios[i] = list[i].wall.Seconds() / fetch[i].wall.Seconds()
-			}
-			slices.Sort(ratios)
-			ratio = ratios[len(ratios)/2]
-		}
-		fmt.Fprintf(&t, "| %s | %.0f k | %.2f | %.2f | %.0f MiB |\n", name, float64(s.failures)/wall/1000, ratio, cpu/float64(s.failures)*1e6, rss)
+// figures are the medians of a contender.
+type figures struct {
+	recordsPerSecond float64
+	ofFetch          float64 // wall time, as a multiple of the bare fetch's of the same round
+	cpuPerMillion    float64 // seconds
+	peakMiB          float64
+}
+
+func (r *results) figures(name string) figures {
+	list := r.runs[name]
+	f := figures{
+		recordsPerSecond: float64(r.failures) / median(list, func(m measurement) float64 { return m.wall.Seconds() }),
+		cpuPerMillion:    median(list, func(m measurement) float64 { return m.cpu.Seconds() }) / float64(r.failures) * 1e6,
+		peakMiB:          median(list, func(m measurement) float64 { return float64(m.peakRSS) / (1 << 20) }),
 	}
-	return t.String()
+	if fetch := r.runs[bareFetch]; fetch != nil {
+		ratios := make([]float64, len(list))
+		for i := range list {
+			ratios[i] = list[i].wall.Seconds() / fetch[i].wall.Seconds()
+		}
+		slices.Sort(ratios)
+		f.ofFetch = ratios[len(ratios)/2]
+	}
+	return f
 }
 
 func median(list []measurement, of func(measurement) float64) float64 {
@@ -216,4 +253,37 @@ func median(list []measurement, of func(measurement) float64) float64 {
 	}
 	slices.Sort(values)
 	return values[len(values)/2]
+}
+
+// table sums the measurements up.
+func (r *results) table() string {
+	var t strings.Builder
+	fmt.Fprintf(&t, "%d failures in all, %d bytes each, pages of %d, %v a page, %d partitions, jobs: %d; medians of %d rounds.\n\n",
+		r.failures, r.recordBytes, r.pageSize, r.latency, r.partitions, r.jobs, r.rounds)
+	t.WriteString("| | records/s | wall time, bare fetch = 1 | CPU s a million records | peak memory |\n| --- | --- | --- | --- | --- |\n")
+	for _, name := range r.names {
+		f := r.figures(name)
+		fmt.Fprintf(&t, "| %s | %.0f k | %.2f | %.2f | %.0f MiB |\n", name, f.recordsPerSecond/1000, f.ofFetch, f.cpuPerMillion, f.peakMiB)
+	}
+	return t.String()
+}
+
+// guard fails where the ratios are markedly worse than they were when they were
+// last looked at: with these settings about 11 and 3.4, and a fifth of the CPU.
+func (r *results) guard() error {
+	mine, plain, fine := r.figures(exactlyOnce), r.figures(obvious), r.figures(good)
+	for _, check := range []struct {
+		what        string
+		ratio, want float64
+	}{
+		{"records/s, of the obvious program's", mine.recordsPerSecond / plain.recordsPerSecond, 5},
+		{"records/s, of the good program's", mine.recordsPerSecond / fine.recordsPerSecond, 2},
+		{"CPU that the obvious program takes, of rebound's", plain.cpuPerMillion / mine.cpuPerMillion, 3},
+	} {
+		fmt.Printf("%s: %.2f, at least %.2f is wanted\n", check.what, check.ratio, check.want)
+		if check.ratio < check.want {
+			return fmt.Errorf("%s is %.2f, less than %.2f: the hot path has become slower", check.what, check.ratio, check.want)
+		}
+	}
+	return nil
 }
