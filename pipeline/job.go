@@ -39,8 +39,9 @@ type Sink interface {
 type Publication interface {
 	// Begin says which run of the job follows; it comes first.
 	Begin(run int)
-	// Publish takes the messages of a whole page. They are copied or sent when
-	// it returns, and count once they are committed.
+	// Publish takes the messages of a page or, where that is large, of a part of
+	// it. They are copied or sent when it returns, and count once they are
+	// committed.
 	Publish(ctx context.Context, messages []Message) error
 	// Commit makes everything published since the last commit, and the
 	// progress that covers it, count together. An error that wraps
