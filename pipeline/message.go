@@ -47,8 +47,8 @@ type Limits struct {
 	DeadLetter int
 }
 
-// Batch turns pages into messages and owns the memory of those of one page, or
-// of a part of a large one. The zero value is ready for use. A batch may be used
+// Batch turns pages into messages and owns the memory of those of one part of a
+// page, or of a small page whole. The zero value is ready for use. A batch may be used
 // again and again; it is not safe for concurrent use.
 type Batch struct {
 	// Messages holds the messages that the last call of Transform made, in the
@@ -69,8 +69,9 @@ type Batch struct {
 }
 
 // batchBytes is how many bytes of results, as received, a batch takes at least
-// before it leaves the rest of the page to the next one.
-const batchBytes = 1 << 20
+// before it leaves the rest of the page to the next one: what a core's cache
+// holds, so that a batch is still in it when it is encoded.
+const batchBytes = 128 << 10
 
 // Transform replaces the batch by the messages of a page's results from number
 // from on, until the page ends or the batch is full, and returns the number of

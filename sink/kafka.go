@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -62,6 +63,8 @@ type Kafka struct {
 	transport *kafka.Transport
 	layout    layout
 	progress  map[int]*progressLog // by partition of the progress topic
+	// publications counts those that are open.
+	publications atomic.Int64
 }
 
 // balancer finds a key's partition as Java's producers do.

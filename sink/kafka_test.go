@@ -97,6 +97,13 @@ func progressBatch(t *testing.T, k *Kafka, list ...pipeline.Progress) *transacti
 	return b
 }
 
+// readingAnew returns the sink as a process has it that has not read the progress
+// topic yet.
+func readingAnew(k *Kafka) *Kafka {
+	return &Kafka{options: k.options, log: k.log, client: k.client, transport: k.transport, layout: k.layout,
+		progress: map[int]*progressLog{0: {partition: 0}}}
+}
+
 func TestAnUnknownJobHasNoProgress(t *testing.T) {
 	k, _ := openSink(t)
 	mustBeAt(t, k, "unknown", 0)
@@ -131,9 +138,8 @@ func TestAnotherJobsOpenTransactionHidesNothing(t *testing.T) {
 	// And for a process that reads the topic for the first time.
 	left := write(t, k, "third", 7)
 	commit(t, k, "job", 30)
-	fresh := *k
-	fresh.progress = map[int]*progressLog{0: {partition: 0}}
-	mustBeAt(t, &fresh, "job", 30)
+	fresh := readingAnew(k)
+	mustBeAt(t, fresh, "job", 30)
 	jobs := make(map[string]int64)
 	must(t, fresh.Jobs(t.Context(), func(p pipeline.Progress, _ []byte) error {
 		jobs[p.JobID] = p.Published
@@ -161,11 +167,10 @@ func TestACompactedProgressTopicIsReadRight(t *testing.T) {
 		awaitCompaction(t, k)
 	}
 	mustBeAt(t, k, "job", 19) // the offsets it remembers are gone
-	fresh := *k
-	fresh.progress = map[int]*progressLog{0: {partition: 0}}
-	mustBeAt(t, &fresh, "job", 19)
-	mustBeAt(t, &fresh, "other7", 7)
-	mustBeAt(t, &fresh, "aborted", 0)
+	fresh := readingAnew(k)
+	mustBeAt(t, fresh, "job", 19)
+	mustBeAt(t, fresh, "other7", 7)
+	mustBeAt(t, fresh, "aborted", 0)
 }
 
 // compactSoon has real brokers compact the progress topic all the time.

@@ -10,9 +10,18 @@ import (
 	"rebound/sink/transaction"
 )
 
-// flushBytes is how many bytes gather over all partitions of a job before they
-// are produced.
-const flushBytes = 1 << 20
+// How many bytes gather over all partitions of a job before they are produced:
+// the job's share of what all jobs together may hold, within bounds.
+const (
+	leastFlush  = 128 << 10
+	mostFlush   = 1 << 20
+	sharedFlush = 8 << 20
+)
+
+// flushBytes returns how many bytes of the job gather now.
+func (k *Kafka) flushBytes() int {
+	return min(max(sharedFlush/max(int(k.publications.Load()), 1), leastFlush), mostFlush)
+}
 
 // publication publishes one job: a [pipeline.Publication]. While one round of
 // batches, one a partition, is compressed and produced, the next one fills.
@@ -24,8 +33,9 @@ type publication struct {
 	filling, sending *round
 	// sent is where the round that is being produced tells its end; nil where
 	// none is.
-	sent   chan error
-	record transaction.Record
+	sent       chan error
+	record     transaction.Record
+	flushBytes int
 
 	run     int
 	written ranges // by the run
@@ -70,6 +80,7 @@ func (r *round) reset() {
 }
 
 func newPublication(k *Kafka, jobID string, producer *transaction.Producer, progress progressRecord) *publication {
+	k.publications.Add(1)
 	return &publication{
 		kafka:    k,
 		jobID:    jobID,
@@ -91,7 +102,7 @@ func (p *publication) Begin(run int) {
 // Publish adds messages to the current transaction. Those that do not fill a
 // round are sent by a later call or by Commit.
 func (p *publication) Publish(ctx context.Context, messages []pipeline.Message) error {
-	p.record.Time = time.Now()
+	p.record.Time, p.flushBytes = time.Now(), p.kafka.flushBytes()
 	for i := range messages {
 		if err := p.add(ctx, &messages[i]); err != nil {
 			return err
@@ -108,7 +119,7 @@ func (p *publication) add(ctx context.Context, m *pipeline.Message) error {
 	topic := p.kafka.nameOf(m.Topic)
 	at := p.kafka.partitionOf(topic, m.Key)
 	size := m.Size()
-	if p.filling.bytes+size > flushBytes || p.filling.batch(at).Size()+size > p.kafka.layout.maxBytes[topic] {
+	if p.filling.bytes+size > p.flushBytes || p.filling.batch(at).Size()+size > p.kafka.layout.maxBytes[topic] {
 		if err := p.flush(ctx); err != nil {
 			return err
 		}
@@ -176,6 +187,7 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 func (p *publication) Close(ctx context.Context) error {
 	// The producer keeps the error, and what it did not produce is aborted.
 	_ = p.await()
+	p.kafka.publications.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return p.producer.Abort(ctx)

@@ -12,6 +12,7 @@ import (
 // finds none, at the last page, and at an error.
 type ahead struct {
 	fetched chan fetched
+	bodies  *bodies
 	cancel  context.CancelFunc
 	done    chan struct{}
 	// following is the token of the page that next returns next; empty where
@@ -20,16 +21,18 @@ type ahead struct {
 }
 
 type fetched struct {
-	body []byte
+	body body
 	err  error
 	next string
 }
 
-// fetchAhead begins with the page that token asks for.
-func (a *API) fetchAhead(ctx context.Context, jobID, token string, bodies bodies) *ahead {
+// fetchAhead begins with the page that token asks for. The size is what a page of
+// the job is expected to have.
+func (a *API) fetchAhead(ctx context.Context, jobID, token string, size int) *ahead {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &ahead{
 		fetched:   make(chan fetched, 1),
+		bodies:    a.bodies,
 		cancel:    cancel,
 		done:      make(chan struct{}),
 		following: token,
@@ -38,13 +41,19 @@ func (a *API) fetchAhead(ctx context.Context, jobID, token string, bodies bodies
 		defer close(f.done)
 		for {
 			var page fetched
-			page.body, page.err = a.fetch(ctx, jobID, token, bodies.take())
-			if page.err == nil && bodies.mayFetchAhead(len(page.body)) {
-				page.next = nextToken(page.body)
+			if page.body, page.err = a.bodies.take(ctx, size); page.err == nil {
+				page.body.bytes, page.err = a.fetch(ctx, jobID, token, page.body.bytes)
+			}
+			if page.err == nil {
+				size = max(size, len(page.body.bytes))
+				if mayFetchAhead(size) {
+					page.next = nextToken(page.body.bytes)
+				}
 			}
 			select {
 			case f.fetched <- page:
 			case <-ctx.Done():
+				a.bodies.put(page.body)
 				return
 			}
 			if page.err != nil || page.next == "" {
@@ -56,8 +65,9 @@ func (a *API) fetchAhead(ctx context.Context, jobID, token string, bodies bodies
 	return f
 }
 
-// next returns the next page's body.
-func (f *ahead) next() ([]byte, error) {
+// next returns the next page's body. It is to be put back after use, in the case
+// of an error, too.
+func (f *ahead) next() (body, error) {
 	var page fetched
 	select {
 	case page = <-f.fetched:
@@ -76,40 +86,12 @@ func (f *ahead) next() ([]byte, error) {
 func (f *ahead) stop() {
 	f.cancel()
 	<-f.done
-}
-
-// aheadBytes is how large bodies may be that a job holds several of: one in use,
-// one waiting and one on its way. Of larger ones it holds one at a time, which
-// costs the time of a fetch a page.
-const aheadBytes = 8 << 20
-
-// bodies are the buffers that a job's pages are read into.
-type bodies chan []byte
-
-func newBodies() bodies { return make(bodies, 3) }
-
-func (b bodies) take() []byte {
 	select {
-	case body := <-b:
-		return body
-	default:
-		return nil
-	}
-}
-
-func (b bodies) put(body []byte) {
-	if cap(body) > 2*aheadBytes {
-		return
-	}
-	select {
-	case b <- body:
+	case page := <-f.fetched:
+		f.bodies.put(page.body)
 	default:
 	}
 }
-
-// mayFetchAhead tells whether the page after one of the size may be fetched while
-// that one is in use.
-func (bodies) mayFetchAhead(size int) bool { return size <= aheadBytes }
 
 // nextToken returns the page's next token where the end of the body shows it
 // without doubt: the body's last brace closes the page, so the members right

@@ -54,6 +54,7 @@ type API struct {
 	base          string
 	authorization string
 	bucket        *Bucket
+	bodies        *bodies
 	http          *http.Client
 	options       Options
 	log           *slog.Logger
@@ -78,6 +79,7 @@ func New(options Options) *API {
 		base:          strings.TrimRight(options.BaseURL, "/"),
 		authorization: authorization,
 		bucket:        options.Bucket,
+		bodies:        newBodies(),
 		http:          &http.Client{Transport: options.Transport},
 		options:       options,
 		log:           log,

