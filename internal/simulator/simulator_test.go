@@ -153,7 +153,8 @@ func TestTheSameSeedMakesTheSameFailuresAndFaults(t *testing.T) {
 		}
 		return seen.String()
 	}
-	if world(1) != world(1) || world(1) == world(2) {
+	once, again, other := world(1), world(1), world(2)
+	if once != again || once == other {
 		t.Error("a seed does not decide what happens")
 	}
 }
