@@ -426,20 +426,23 @@ func (p *Producer) end(ctx context.Context, commit bool) error {
 	if !commit {
 		step = "abort the transaction"
 	}
-	err := p.try(ctx, step, func(ctx context.Context) error {
-		response, err := p.client.EndTxn(ctx, &kafka.EndTxnRequest{
-			TransactionalID: p.options.TransactionalID,
-			ProducerID:      int(p.id),
-			ProducerEpoch:   int(p.epoch),
-			Committed:       commit,
-		})
-		if err != nil {
-			return err
-		}
-		return response.Error
-	})
+	err := p.try(ctx, step, func(ctx context.Context) error { return p.endOnce(ctx, commit) })
 	clear(p.partitions)
 	return err
+}
+
+// endOnce asks once for the end of the transaction.
+func (p *Producer) endOnce(ctx context.Context, commit bool) error {
+	response, err := p.client.EndTxn(ctx, &kafka.EndTxnRequest{
+		TransactionalID: p.options.TransactionalID,
+		ProducerID:      int(p.id),
+		ProducerEpoch:   int(p.epoch),
+		Committed:       commit,
+	})
+	if err != nil {
+		return err
+	}
+	return response.Error
 }
 
 // try does one step until it succeeds, or an error's verdict or the time ends
@@ -475,9 +478,27 @@ func (p *Producer) try(ctx context.Context, step string, do func(context.Context
 		}
 		return fmt.Errorf("%w: %w", ErrFenced, err)
 	case restart:
+		if p.transactional() && !p.timedOut() && p.isFenced(ctx) {
+			return fmt.Errorf("%w: %w", ErrFenced, err)
+		}
 		return fmt.Errorf("%w: %w", ErrAborted, err)
 	}
 	return err
+}
+
+// isFenced aborts the transaction, which is to be aborted anyway, and tells
+// whether the answer is that another producer has the transactional id now. A
+// producer whose transaction another one has aborted may hear something else
+// first, and would fence that one in turn.
+func (p *Producer) isFenced(ctx context.Context) bool {
+	const patience = 5 * time.Second
+	err := Retry(ctx, patience, func(error, time.Duration, time.Duration) {}, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, p.options.RequestTimeout)
+		defer cancel()
+		return p.endOnce(ctx, false)
+	})
+	verdict, _ := judge(err)
+	return err != nil && verdict == fenced
 }
 
 // timedOut tells whether the coordinator may have aborted the transaction by
