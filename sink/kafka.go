@@ -57,12 +57,14 @@ type Options struct {
 
 // Kafka is a [pipeline.Sink]. It is safe for concurrent use.
 type Kafka struct {
-	options   Options
-	log       *slog.Logger
-	client    *kafka.Client
-	transport *kafka.Transport
-	layout    layout
-	progress  map[int]*progressLog // by partition of the progress topic
+	options Options
+	log     *slog.Logger
+	client  *kafka.Client
+	// compressor is what all publications share.
+	compressor *transaction.Compressor
+	transport  *kafka.Transport
+	layout     layout
+	progress   map[int]*progressLog // by partition of the progress topic
 	// publications counts those that are open.
 	publications atomic.Int64
 }
@@ -109,10 +111,11 @@ func connect(options Options) *Kafka {
 		SASL:           options.SASL,
 	}
 	return &Kafka{
-		options:   options,
-		log:       options.Log,
-		transport: transport,
-		client:    &kafka.Client{Addr: kafka.TCP(options.Brokers...), Transport: transport},
+		options:    options,
+		log:        options.Log,
+		transport:  transport,
+		compressor: transaction.NewCompressor(options.Compression),
+		client:     &kafka.Client{Addr: kafka.TCP(options.Brokers...), Transport: transport},
 	}
 }
 
@@ -135,7 +138,7 @@ const batchOverhead = 61
 func (k *Kafka) Begin(ctx context.Context, jobID string) (pipeline.Publication, pipeline.Progress, error) {
 	log := k.log.With("job", jobID)
 	options := transaction.Options{
-		Compression:  k.options.Compression,
+		Compressor:   k.compressor,
 		RetryTimeout: k.options.RetryTimeout,
 		Log:          log,
 	}

@@ -215,7 +215,7 @@ func awaitCompaction(t *testing.T, k *Kafka) {
 
 func TestADoneJobIsFoundAmongTenThousand(t *testing.T) {
 	k, _ := openSink(t)
-	p, err := transaction.Open(t.Context(), k.client, transaction.Options{RetryTimeout: time.Minute, Compression: compress.Lz4})
+	p, err := transaction.Open(t.Context(), k.client, transaction.Options{RetryTimeout: time.Minute, Compressor: transaction.NewCompressor(compress.Lz4)})
 	must(t, err)
 	for begin := 0; begin < 10_000; begin += 1000 {
 		var list []pipeline.Progress

@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"rebound/internal/memory"
 	"rebound/internal/simulator"
 )
 
@@ -126,33 +127,10 @@ func (w *world) run(arguments []string, changes ...string) result {
 	if err := command.Start(); err != nil {
 		w.t.Fatal(err)
 	}
-	peak := watchMemory(command.Process.Pid)
+	peak := memory.Peak(command.Process.Pid)
 	r := finish(w.t, command, command.Wait(), &stdout, &stderr)
 	r.peakRSS = <-peak
 	return r
-}
-
-// watchMemory returns the peak resident memory of a process once it has ended.
-// What the operating system says at the end counts the parent's, too.
-func watchMemory(pid int) <-chan int64 {
-	result := make(chan int64, 1)
-	go func() {
-		var peak int64
-		for {
-			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-			if err != nil {
-				result <- peak
-				return
-			}
-			if _, after, found := strings.Cut(string(status), "VmHWM:"); found {
-				var kilobytes int64
-				fmt.Sscan(after, &kilobytes)
-				peak = max(peak, kilobytes<<10)
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-	}()
-	return result
 }
 
 func finish(t *testing.T, command *exec.Cmd, err error, stdout, stderr *bytes.Buffer) result {

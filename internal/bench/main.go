@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"rebound/internal/broker"
+	"rebound/internal/memory"
 	"rebound/internal/simulator"
 )
 
@@ -58,6 +59,7 @@ type setting struct {
 	partitions, jobs      int
 	latency               time.Duration
 	brokers               string // empty: an embedded one
+	codec                 string // rebound's; the others' is lz4
 }
 
 // jobIDs are the ids of the setting's jobs.
@@ -87,6 +89,7 @@ func run() error {
 	flag.IntVar(&s.jobs, "jobs", 1, "at once")
 	flag.DurationVar(&s.latency, "latency", 0, "of each page")
 	flag.StringVar(&s.brokers, "brokers", "", "publish to these instead of an embedded broker")
+	flag.StringVar(&s.codec, "codec", "lz4", "rebound's compression; the others' is lz4")
 	flag.StringVar(&only, "only", strings.Join(contenders, ","), "the contenders to run, separated by commas")
 	flag.StringVar(&write, "write", "", "measure everything, and write it into this folder's performance.md and performance.svg")
 	flag.BoolVar(&guarded, "guard", false, "fail where rebound has become markedly slower than it was, compared with the others")
@@ -182,42 +185,20 @@ func (b bench) measure(s setting, name, api, brokers string) (measurement, error
 		command = exec.Command(b.rebound, append([]string{"run"}, s.jobIDs()...)...)
 		command.Env = append(os.Environ(), "FULLSTORY_API_KEY=key", "FULLSTORY_BASE_URL="+api, "KAFKA_BROKERS="+brokers,
 			"FULLSTORY_RATE_LIMIT=1000000", "FULLSTORY_RATE_BURST=1000000", "KAFKA_TOPIC="+topic, "KAFKA_DELIVERY="+delivery,
-			fmt.Sprintf("KAFKA_TOPIC_PARTITIONS=%d", s.partitions), fmt.Sprintf("JOB_CONCURRENCY=%d", s.jobs), "LOG_LEVEL=error")
+			fmt.Sprintf("KAFKA_TOPIC_PARTITIONS=%d", s.partitions), fmt.Sprintf("JOB_CONCURRENCY=%d", s.jobs), "KAFKA_COMPRESSION="+s.codec, "LOG_LEVEL=error")
 	}
 	command.Stderr = os.Stderr
 	began := time.Now()
 	if err := command.Start(); err != nil {
 		return measurement{}, err
 	}
-	peak := watchMemory(command.Process.Pid)
+	peak := memory.Peak(command.Process.Pid)
 	err := command.Wait()
 	m := measurement{wall: time.Since(began), peakRSS: <-peak}
 	if usage, ok := command.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		m.cpu = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	}
 	return m, err
-}
-
-// watchMemory returns the peak resident memory of a process once it has ended.
-func watchMemory(pid int) <-chan int64 {
-	result := make(chan int64, 1)
-	go func() {
-		var peak int64
-		for {
-			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-			if err != nil {
-				result <- peak
-				return
-			}
-			if _, after, found := strings.Cut(string(status), "VmHWM:"); found {
-				var kilobytes int64
-				fmt.Sscan(after, &kilobytes)
-				peak = max(peak, kilobytes<<10)
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-	}()
-	return result
 }
 
 // figures are the medians of a contender.

@@ -83,6 +83,9 @@ func variations(s setting) (list []variation) {
 	for _, n := range []int{1, 10, 100} {
 		vary(fmt.Sprintf("%d jobs at once", n), func(v *setting) { v.jobs, v.failures = n, 400_000 })
 	}
+	for _, codec := range []string{"none", "lz4", "snappy", "gzip", "zstd"} {
+		vary(codec, func(v *setting) { v.codec = codec })
+	}
 	return list
 }
 

@@ -107,9 +107,9 @@ const (
 
 // encode compresses the records into the frame. What compression makes no
 // smaller is sent as it is.
-func (b *Batch) encode(c *compressor, transactional bool) error {
+func (b *Batch) encode(w *worker, transactional bool) error {
 	frame := append(b.frame[:0], make([]byte, sizePrefix+headerSize)...)
-	frame, codec, err := c.compress(frame, b.records)
+	frame, codec, err := w.compress(frame, b.records)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func TestAFrameIsReadByAnotherDecoder(t *testing.T) {
 				b.Append(&want[i])
 			}
 			for range 2 { // the memory is used again
-				if err := b.encode(&compressor{codec: codec}, true); err != nil {
+				if err := b.encode(&worker{codec: codec}, true); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -90,7 +90,7 @@ func mustBeRecord(t *testing.T, batch *protocol.RecordBatch, i int, want Record)
 func TestWhatCompressionMakesNoSmallerIsSentAsItIs(t *testing.T) {
 	var b Batch
 	b.Append(&Record{Value: []byte("x"), Time: time.Now()})
-	if err := b.encode(&compressor{codec: compress.Lz4}, false); err != nil {
+	if err := b.encode(&worker{codec: compress.Lz4}, false); err != nil {
 		t.Fatal(err)
 	}
 	if b.frame[atAttributes+1] != 0 || len(b.frame) != sizePrefix+b.Size() {
@@ -106,7 +106,7 @@ func BenchmarkEncode(b *testing.B) {
 	for _, codec := range []compress.Compression{compress.None, compress.Lz4, compress.Zstd} {
 		b.Run(codec.String(), func(b *testing.B) {
 			var batch Batch
-			c := &compressor{codec: codec}
+			c := &worker{codec: codec}
 			b.ReportAllocs()
 			b.SetBytes(int64(1000 * len(value)))
 			for b.Loop() {

@@ -16,7 +16,7 @@ import (
 func Probe(ctx context.Context, client *kafka.Client, at TopicPartition) error {
 	batch := Batch{TopicPartition: at}
 	batch.Append(&Record{Value: []byte("rebound check"), Time: time.Now()})
-	if err := batch.encode(&compressor{}, false); err != nil {
+	if err := batch.encode(&worker{}, false); err != nil {
 		return err
 	}
 	batch.stamp(-1, -1, -1)

@@ -62,8 +62,9 @@ type Options struct {
 	RetryTimeout time.Duration
 	// RequestTimeout bounds one request; 0 means 15 s.
 	RequestTimeout time.Duration
-	// Compression of the batches; none by default.
-	Compression compress.Compression
+	// Compressor compresses the batches; nil leaves them as they are. Producers
+	// may share it.
+	Compressor *Compressor
 	// Log takes each failed try; nil discards it.
 	Log *slog.Logger
 }
@@ -76,10 +77,9 @@ type Producer struct {
 	options Options
 	log     *slog.Logger
 
-	id         int64
-	epoch      int16
-	sequences  map[TopicPartition]int32
-	compressor compressor
+	id        int64
+	epoch     int16
+	sequences map[TopicPartition]int32
 
 	// partitions are those in the current transaction; begun is when its first
 	// one was added.
@@ -101,16 +101,18 @@ func Open(ctx context.Context, client *kafka.Client, options Options) (*Producer
 	if options.RequestTimeout == 0 {
 		options.RequestTimeout = 15 * time.Second
 	}
+	if options.Compressor == nil {
+		options.Compressor = NewCompressor(compress.None)
+	}
 	if options.Log == nil {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Producer{
-		client:     client,
-		options:    options,
-		log:        options.Log,
-		compressor: compressor{codec: options.Compression},
-		id:         -1,
-		epoch:      -1,
+		client:  client,
+		options: options,
+		log:     options.Log,
+		id:      -1,
+		epoch:   -1,
 	}
 	if err := p.initialize(ctx); err != nil {
 		return nil, err
@@ -171,10 +173,10 @@ func (p *Producer) produce(ctx context.Context, batches []*Batch) error {
 			return err
 		}
 	}
+	if err := p.options.Compressor.encode(batches, p.transactional()); err != nil {
+		return err
+	}
 	for _, b := range batches {
-		if err := b.encode(&p.compressor, p.transactional()); err != nil {
-			return err
-		}
 		b.stamp(p.id, p.epoch, p.sequence(b.TopicPartition))
 	}
 	missing := batches

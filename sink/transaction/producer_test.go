@@ -157,7 +157,7 @@ func TestWhatIsCommittedIsReadOnceAndWhatIsAbortedNever(t *testing.T) {
 	for _, codec := range []compress.Compression{compress.None, compress.Gzip, compress.Snappy, compress.Lz4, compress.Zstd} {
 		t.Run(codec.String(), func(t *testing.T) {
 			c := newCluster(t, false)
-			options := transaction.Options{TransactionalID: c.topic, Compression: codec}
+			options := transaction.Options{TransactionalID: c.topic, Compressor: transaction.NewCompressor(codec)}
 			long := strings.Repeat("compressible ", 1000)
 			p := c.open(options)
 			must(t, p.Produce(t.Context(), c.batch(0, "a", "b"), c.batch(1, "c"), c.batch(2, long)))
@@ -383,7 +383,7 @@ func ExampleProducer() {
 	client := &kafka.Client{Addr: kafka.TCP("localhost:9092"), Transport: &kafka.Transport{}}
 	producer, err := transaction.Open(ctx, client, transaction.Options{
 		TransactionalID: "orders-7",
-		Compression:     compress.Lz4,
+		Compressor:      transaction.NewCompressor(compress.Lz4),
 		RetryTimeout:    time.Minute,
 	})
 	if err != nil {
