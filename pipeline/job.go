@@ -65,14 +65,30 @@ type Runner struct {
 	// RetryTimeout is how long a job may go without a commit while its
 	// transactions keep being aborted.
 	RetryTimeout time.Duration
+	// Transient, where set, tells which errors another try may mend. They are
+	// not recorded as the job's failure, unless the order says that this was the
+	// last try. Without it every error is recorded.
+	Transient func(error) bool
 	// ShutdownTimeout bounds the last commit once the context of Run is
 	// cancelled.
 	ShutdownTimeout time.Duration
 	// Report, where set, is told of the progress after each page and each
 	// commit. It is called by the goroutine of the job and must not block.
 	Report func(Progress)
+	// Observe, where set, is told what each commit has published. The same
+	// holds for it.
+	Observe func(Committed)
 	// Log takes what happens to jobs; nil discards it.
 	Log *slog.Logger
+}
+
+// Committed is what one commit published.
+type Committed struct {
+	// Codes counts failed users by code, Reasons dead letters by reason. Both
+	// are valid until Observe returns.
+	Codes, Reasons map[string]int64
+	// Took is how long the commit took.
+	Took time.Duration
 }
 
 // Outcome is how a run of a job ended.
@@ -84,33 +100,36 @@ type Outcome struct {
 }
 
 // Run publishes the job: from its first page, from where an earlier call
-// stopped, or, with replay, anew as the next run. A job that is done is left as
-// it is.
+// stopped, or, for a replay, anew as the next run. A job that is done is left as
+// it is. Where ctx carries a span, pages and commits get one of their own and
+// messages the header traceparent.
 //
 // A cancelled context ends the run after what is complete is committed; the
 // error then is the context's. Other errors: an [IncompleteError], one that
 // wraps [ErrFenced], or why the source or the sink gave up. Whatever the error,
 // Run may be called again and goes on without loss.
-func (r *Runner) Run(ctx context.Context, jobID string, replay bool) (Outcome, error) {
+func (r *Runner) Run(ctx context.Context, order Order) (Outcome, error) {
 	sinkCtx, release := r.withGrace(ctx)
 	defer release()
 
-	publication, committed, err := r.Sink.Begin(ctx, jobID)
+	publication, committed, err := r.Sink.Begin(ctx, order.JobID)
 	if err != nil {
 		return Outcome{}, err
 	}
-	job := &job{Runner: r, id: jobID, log: r.logger().With("job", jobID), publication: publication, committed: committed}
+	job := &job{Runner: r, id: order.JobID, log: r.logger().With("job", order.JobID), publication: publication, committed: committed}
 	defer func() { job.publication.Close(sinkCtx) }()
 
+	replay := order.Replay && !committed.Replays.has(order.Place)
 	if committed.State == Done && !replay {
 		return Outcome{Progress: committed, Skipped: true}, nil
 	}
-	job.start(replay)
+	job.start(ctx, replay, order.Place)
 	err = job.publishAll(ctx, sinkCtx)
 	switch {
 	case err == nil && job.committed.State == Incomplete:
 		err = &IncompleteError{job.committed}
 	case err == nil, ctx.Err() != nil, errors.Is(err, ErrFenced):
+	case !order.Last && r.Transient != nil && r.Transient(err):
 	default:
 		job.fail(sinkCtx, err)
 	}
@@ -146,8 +165,11 @@ type job struct {
 
 	publication Publication
 	run         Run
-	// progress covers what is published, committed what counts.
-	progress, committed Progress
+	// progress covers what is published, committed what counts; beginning is
+	// the run before its first page or, where it was resumed, as it was then.
+	progress, committed, beginning Progress
+	// codes and reasons count what is published and not committed yet.
+	codes, reasons map[string]int64
 	// token asks for the page to begin with, whose first result stands at
 	// index; results before position skip are published already.
 	token       string
@@ -157,18 +179,25 @@ type job struct {
 	rewound int64
 }
 
-// start settles which run this is and where it begins.
-func (j *job) start(replay bool) {
+// start settles which run this is and where it begins. A replay may be what the
+// order that stands at place asks for.
+func (j *job) start(ctx context.Context, replay bool, place *Place) {
 	j.rewound = -1
+	j.codes, j.reasons = make(map[string]int64), make(map[string]int64)
 	now := time.Now().UTC()
 	if j.committed.Run == 0 || replay {
-		j.progress = Progress{JobID: j.id, Run: j.committed.Run + 1, State: Running, StartedAt: now, UpdatedAt: now}
+		j.progress = Progress{JobID: j.id, Run: j.committed.Run + 1, State: Running, StartedAt: now, UpdatedAt: now, Replays: j.committed.Replays}
+		if replay {
+			j.progress.Replays = j.progress.Replays.with(place)
+		}
 	} else {
 		j.progress = j.committed
 		j.log.Info("going on where the job stopped", "run", j.progress.Run, "position", j.progress.Position(),
 			"total", j.progress.TotalRecords, "state", j.progress.State)
 	}
 	j.run = NewRun(j.id, j.progress.Run)
+	j.run.trace(ctx)
+	j.beginning = j.progress
 	j.log = j.log.With("run", j.progress.Run)
 	j.publication.Begin(j.run.Number)
 	j.resume()
@@ -237,8 +266,10 @@ func (j *job) takeUp(ctx, sinkCtx context.Context) error {
 		j.progress, j.committed = committed, committed
 	} else {
 		// Not one commit of this run was made yet.
-		j.progress = Progress{JobID: j.id, Run: j.run.Number, State: Running, StartedAt: j.progress.StartedAt}
+		j.progress = j.beginning
 	}
+	clear(j.codes)
+	clear(j.reasons)
 	j.resume()
 	return nil
 }
@@ -329,6 +360,8 @@ func (j *job) publish(ctx context.Context, ready <-chan *Batch, free chan<- *Bat
 			}
 			failures += batch.Failures
 			deadLetters += batch.DeadLetters
+			batch.codes.addTo(j.codes)
+			batch.reasons.addTo(j.reasons)
 			if midPage = !batch.EndsPage; !midPage {
 				j.turnPage(batch, failures, deadLetters)
 				failures, deadLetters = 0, 0
@@ -364,11 +397,20 @@ func (j *job) commit(ctx context.Context) error {
 	if j.progress == j.committed {
 		return nil
 	}
+	ctx, span := startSpan(ctx, "commit")
+	defer span.End()
+	began := time.Now()
 	if err := j.publication.Commit(ctx, j.progress); err != nil {
+		span.RecordError(err)
 		return err
 	}
 	j.committed = j.progress
 	j.report()
+	if j.Observe != nil {
+		j.Observe(Committed{j.codes, j.reasons, time.Since(began)})
+	}
+	clear(j.codes)
+	clear(j.reasons)
 	return nil
 }
 
@@ -379,7 +421,7 @@ func (j *job) fail(ctx context.Context, cause error) {
 	defer cancel()
 	failed := j.committed
 	if failed.Run != j.run.Number {
-		failed = Progress{JobID: j.id, Run: j.run.Number, StartedAt: j.progress.StartedAt}
+		failed = j.beginning
 	}
 	failed.State, failed.Reason, failed.UpdatedAt = Failed, cause.Error(), time.Now().UTC()
 	if err := j.publication.Commit(ctx, failed); err != nil {

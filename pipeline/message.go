@@ -64,8 +64,9 @@ type Batch struct {
 	// Page is the page behind the messages, without its results.
 	Page Page
 
-	bytes   []byte
-	headers []Header
+	codes, reasons counts // failures by code, dead letters by reason
+	bytes          []byte
+	headers        []Header
 }
 
 // batchBytes is how many bytes of results, as received, a batch takes at least
@@ -82,6 +83,11 @@ const batchBytes = 128 << 10
 func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limits Limits) (next int) {
 	b.Messages, b.headers, b.bytes = b.Messages[:0], b.headers[:0], b.bytes[:0]
 	b.Failures, b.DeadLetters = 0, 0
+	if b.codes == nil {
+		b.codes, b.reasons = make(counts), make(counts)
+	}
+	b.codes.reset()
+	b.reasons.reset()
 	b.Page = *page
 	b.Page.Results = nil
 
@@ -104,8 +110,8 @@ func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limi
 	return next
 }
 
-// A failed user has this many headers.
-const failedUserHeaders = 6
+// A failed user has this many headers at most.
+const failedUserHeaders = 7
 
 func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
 	switch {
@@ -155,12 +161,14 @@ func (b *Batch) addFailedUser(run Run, result *Result, index int64, limits Limit
 		Header{"content-type", contentType},
 		Header{"schema", schema},
 	)
+	b.headers = append(b.headers, run.context...)
 	message := Message{FailedUsers, key, value, slices.Clip(b.headers[headers:])}
 	if message.Size() > limits.FailedUser {
 		b.Messages, b.headers, b.bytes = b.Messages[:messages], b.headers[:headers], b.bytes[:room]
 		return false
 	}
 	b.Messages = append(b.Messages, message)
+	b.codes.add(code)
 	return true
 }
 
@@ -173,12 +181,13 @@ var (
 // the topic takes.
 func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason string, limits Limits) {
 	b.DeadLetters++
-	headers := []Header{
+	b.reasons.add([]byte(reason))
+	headers := append([]Header{
 		{"job", run.job},
 		{"id", slices.Clone(b.id(run, index))},
 		{"run", run.number},
 		{"reason", []byte(reason)},
-	}
+	}, run.context...)
 	whole := Message{DeadLetters, run.key, result.Raw, headers}
 	if whole.Size() <= limits.DeadLetter {
 		whole.Value = b.own(result.Raw)
@@ -237,6 +246,8 @@ type Run struct {
 	Number int
 
 	job, key, number, valuePrefix []byte
+	// context is the header traceparent, where there is a trace.
+	context []Header
 }
 
 // NewRun returns the run with the given number of the job.

@@ -41,6 +41,8 @@ type Progress struct {
 	UpdatedAt    time.Time `json:"updated_at"`
 	// Reason says why the job failed or is incomplete.
 	Reason string `json:"reason,omitempty"`
+	// Replays names the orders for a replay that are carried out or begun.
+	Replays replays `json:"replays,omitempty"`
 }
 
 // Position returns the index in the job of the first failure that is neither

@@ -20,6 +20,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // maxBody is the largest body that is read, after decompression.
@@ -42,6 +45,9 @@ type Options struct {
 	RetryTimeout time.Duration
 	// JobTimeout is how long to wait for a job that is still processing.
 	JobTimeout time.Duration
+	// Park leaves that waiting to the caller: the error is [ErrProcessing] at
+	// once.
+	Park bool
 	// Transport carries the requests; nil means TCP, with connections that are
 	// used again.
 	Transport http.RoundTripper
@@ -166,26 +172,42 @@ func readBody(r io.Reader, length int64, buf []byte) ([]byte, error) {
 	}
 }
 
-// fetch asks once for a page and returns its body.
-func (a *API) fetch(ctx context.Context, jobID, token string, buf []byte) ([]byte, error) {
+// fetch asks once for a page and returns its body. Where ctx carries a span, the
+// request is one below it.
+func (a *API) fetch(ctx context.Context, jobID, token string, buf []byte) (body []byte, err error) {
+	ctx, span := trace.SpanFromContext(ctx).TracerProvider().Tracer("rebound/source").Start(ctx, "page")
+	defer func() {
+		if err != nil {
+			span.RecordError(err)
+			span.SetStatus(codes.Error, "")
+		}
+		span.SetAttributes(attribute.Int("bytes", len(body)))
+		span.End()
+	}()
 	status, header, body, err := a.get(ctx, a.errorsURL(jobID, token), buf)
 	if errors.Is(err, errTooLarge) || err != nil && status == 0 {
 		return body, err
 	}
-	switch {
-	case status == http.StatusOK:
+	if status == http.StatusOK {
 		return body, err
-	case status == http.StatusAccepted:
-		return body, errProcessing
-	case status == http.StatusTooManyRequests:
-		return body, &rateLimitedError{retryAfter(header.Get("Retry-After"), time.Now())}
+	}
+	return body, a.refusal(jobID, token, status, header, body)
+}
+
+// refusal returns what an answer other than 200 means.
+func (a *API) refusal(jobID, token string, status int, header http.Header, body []byte) error {
+	switch status {
+	case http.StatusAccepted:
+		return ErrProcessing
+	case http.StatusTooManyRequests:
+		return &rateLimitedError{retryAfter(header.Get("Retry-After"), time.Now())}
 	}
 	code, message := apiError(body)
 	switch status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
-		return body, &Error{JobID: jobID, PageToken: token, Status: status, Code: code, Message: message}
+		return &Error{JobID: jobID, PageToken: token, Status: status, Code: code, Message: message}
 	}
-	return body, &statusError{status, code}
+	return &statusError{status, code}
 }
 
 // apiError reads the API's own error from a body; both are empty where the body
@@ -267,7 +289,10 @@ func (p *patience) wait(ctx context.Context, failure error) error {
 		return fmt.Errorf("%s: %w: ask FullStory for smaller pages; nothing of this page was published",
 			pageName(p.jobID, p.token), failure)
 
-	case errors.Is(failure, errProcessing):
+	case errors.Is(failure, ErrProcessing) && p.api.options.Park:
+		return fmt.Errorf("job %s: %w", p.jobID, failure)
+
+	case errors.Is(failure, ErrProcessing):
 		if p.waiting.IsZero() {
 			p.waiting = time.Now()
 		}
@@ -332,17 +357,43 @@ func (a *API) Check(ctx context.Context) error {
 	_, err := a.fetch(ctx, nobodysJob, "", nil)
 	var refused *Error
 	if errors.As(err, &refused) && (refused.Status == http.StatusNotFound || refused.Status == http.StatusBadRequest) ||
-		errors.Is(err, errProcessing) {
+		errors.Is(err, ErrProcessing) {
 		return nil
 	}
 	return err
+}
+
+// Processing asks the API once whether it still processes the job:
+// https://developer.fullstory.com/server/users/get-batch-import/
+func (a *API) Processing(ctx context.Context, jobID string) (bool, error) {
+	status, header, body, err := a.get(ctx, a.base+"/v2/users/batch/"+escape(jobID), nil)
+	if err != nil {
+		return false, err
+	}
+	if status != http.StatusOK {
+		err := a.refusal(jobID, "", status, header, body)
+		var limited *rateLimitedError
+		if errors.As(err, &limited) && limited.retryAfter > 0 {
+			a.bucket.Hold(limited.retryAfter)
+		}
+		return errors.Is(err, ErrProcessing), err
+	}
+	var metadata struct {
+		Job struct {
+			Status string `json:"status"`
+		} `json:"job"`
+	}
+	if err := json.Unmarshal(body, &metadata); err != nil {
+		return false, fmt.Errorf("job %s: the API's answer about it is no JSON: %w", jobID, err)
+	}
+	return metadata.Job.Status == "PROCESSING", nil
 }
 
 // CheckJob asks the API once whether the job's failures can be read, and says
 // how it is.
 func (a *API) CheckJob(ctx context.Context, jobID string) (how string, err error) {
 	body, err := a.fetch(ctx, jobID, "", nil)
-	if errors.Is(err, errProcessing) {
+	if errors.Is(err, ErrProcessing) {
 		return "is still processed", nil
 	}
 	if err != nil {

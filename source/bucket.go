@@ -16,16 +16,41 @@ import (
 type Bucket struct {
 	limiter *rate.Limiter
 
-	mu     sync.Mutex
-	held   time.Time
-	waited time.Duration
+	mu      sync.Mutex
+	until   time.Time     // when the share ends; zero for never
+	held    time.Time     // when the hold ends
+	changed chan struct{} // closed when those who wait are to look again
+	waited  time.Duration
 }
 
 // NewBucket returns a full bucket that takes perSecond requests a second and
-// bursts of up to burst requests.
+// bursts of up to burst requests. One of nothing at all waits for its share.
 func NewBucket(perSecond float64, burst int) *Bucket {
-	return &Bucket{limiter: rate.NewLimiter(rate.Limit(perSecond), burst)}
+	return &Bucket{limiter: rate.NewLimiter(rate.Limit(perSecond), burst), changed: make(chan struct{})}
 }
+
+// Share changes how many requests the bucket takes, until a moment from which on
+// nothing leaves unless Share is called again; zero is never. It makes no tokens:
+// a bucket that is given more fills up at its new rate, so that the sum of
+// several buckets with a share each of one limit stays within it while shares
+// move between them.
+func (b *Bucket) Share(perSecond float64, burst int, until time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	same := b.limiter.Limit() == rate.Limit(perSecond) && b.limiter.Burst() == burst
+	if same && !b.ended() {
+		b.until = until
+		return
+	}
+	b.until = until
+	b.limiter.SetLimit(rate.Limit(perSecond))
+	b.limiter.SetBurst(burst)
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// ended tells whether the share has ended.
+func (b *Bucket) ended() bool { return !b.until.IsZero() && time.Now().After(b.until) }
 
 // Wait blocks until a request may be sent, or returns the context's error.
 func (b *Bucket) Wait(ctx context.Context) error {
@@ -39,17 +64,38 @@ func (b *Bucket) Wait(ctx context.Context) error {
 		if err := sleep(ctx, time.Until(b.heldUntil())); err != nil {
 			return err
 		}
-		reservation := b.limiter.Reserve()
-		if err := sleep(ctx, reservation.Delay()); err != nil {
+		reservation, delay, changed := b.reserve()
+		if !sleepUnless(ctx, delay, changed) {
 			reservation.Cancel()
-			return err
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			continue
 		}
 		// A hold that began meanwhile is for this request too. Its token is
 		// forfeited: all that waited would leave at once otherwise.
-		if !time.Now().Before(b.heldUntil()) {
+		if b.mayLeave() {
 			return nil
 		}
 	}
+}
+
+// reserve takes a token that will be there after a delay, unless the share
+// changes before.
+func (b *Bucket) reserve() (*rate.Reservation, time.Duration, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended() {
+		return &rate.Reservation{}, rate.InfDuration, b.changed
+	}
+	reservation := b.limiter.Reserve()
+	return reservation, reservation.Delay(), b.changed
+}
+
+func (b *Bucket) mayLeave() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !time.Now().Before(b.held) && !b.ended()
 }
 
 // Hold stops all requests for d from now on. A hold never shortens another.
@@ -59,6 +105,16 @@ func (b *Bucket) Hold(d time.Duration) {
 	if until := time.Now().Add(d); until.After(b.held) {
 		b.held = until
 	}
+}
+
+// Limit returns how many requests a second the bucket takes now.
+func (b *Bucket) Limit() float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended() {
+		return 0
+	}
+	return float64(b.limiter.Limit())
 }
 
 // Waited returns how long requests have waited for the bucket, all together.
@@ -74,16 +130,26 @@ func (b *Bucket) heldUntil() time.Time {
 	return b.held
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+// sleepUnless reports whether it has slept for d, undisturbed.
+func sleepUnless(ctx context.Context, d time.Duration, disturbed <-chan struct{}) bool {
 	if d <= 0 {
-		return ctx.Err()
+		return ctx.Err() == nil
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return nil
+		return true
+	case <-disturbed:
+		return false
 	case <-ctx.Done():
+		return false
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if !sleepUnless(ctx, d, nil) {
 		return ctx.Err()
 	}
+	return nil
 }

@@ -55,8 +55,8 @@ func (e *Error) Is(target error) bool {
 
 // Why a page is asked for again, or, in the end, is given up.
 var (
-	// errProcessing: the job is not finished, 202.
-	errProcessing = errors.New("FullStory still processes the job")
+	// ErrProcessing: FullStory still processes the job, 202.
+	ErrProcessing = errors.New("FullStory still processes the job")
 	// errPage: the body is not what the API sends.
 	errPage = errors.New("the page is damaged")
 	// errTooLarge: no retry makes the body smaller.
@@ -64,6 +64,17 @@ var (
 	// errRepeatedToken: following the token would never end.
 	errRepeatedToken = errors.New("the page's next token was seen before in this job")
 )
+
+// Permanent tells whether an error of this package stays the same however often
+// the job is tried: the job itself is to blame, not the API key, the network or
+// an outage.
+func Permanent(err error) bool {
+	var refused *Error
+	if errors.As(err, &refused) {
+		return refused.Status == http.StatusBadRequest || refused.Status == http.StatusNotFound
+	}
+	return errors.Is(err, errTooLarge) || errors.Is(err, errRepeatedToken)
+}
 
 // rateLimitedError is a 429.
 type rateLimitedError struct {

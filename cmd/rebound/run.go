@@ -166,7 +166,7 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 				outcomes[i].err = ctx.Err()
 				return nil
 			}
-			result, err := runner.Run(ctx, id, replay)
+			result, err := runner.Run(ctx, pipeline.Order{JobID: id, Replay: replay})
 			outcomes[i].Outcome, outcomes[i].err = result, err
 			display.end(id)
 			logOutcome(ctx, log, &outcomes[i])

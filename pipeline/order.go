@@ -1,0 +1,75 @@
+package pipeline
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Order asks for the publication of a job.
+type Order struct {
+	JobID string
+	// Replay asks for a new run from page one, whatever was published before.
+	Replay bool
+	// Place is where the order stands in the jobs topic; nil for one that
+	// stands nowhere. An order with a place may be carried out again after a
+	// crash or a hand-over and still begins one run at most.
+	Place *Place
+	// Last tells that nobody tries again after this: whatever ends the run
+	// early is recorded as the job's failure.
+	Last bool
+}
+
+// Place is where an order stands in the jobs topic. Time, which is the record's,
+// tells a topic that was made anew from the one before.
+type Place struct {
+	Partition int
+	Offset    int64
+	Time      time.Time
+}
+
+// replays says which orders for a replay are carried out or begun: of each
+// partition of the jobs topic the newest, as PARTITION/OFFSET@MILLISECONDS,
+// separated by spaces.
+type replays string
+
+func (r replays) each(visit func(partition int, offset, milliseconds int64)) {
+	for _, mark := range strings.Fields(string(r)) {
+		var partition int
+		var offset, milliseconds int64
+		if n, _ := fmt.Sscanf(mark, "%d/%d@%d", &partition, &offset, &milliseconds); n == 3 {
+			visit(partition, offset, milliseconds)
+		}
+	}
+}
+
+// has tells whether the order that stands there is carried out or begun.
+func (r replays) has(place *Place) bool {
+	if place == nil {
+		return false
+	}
+	known := false
+	r.each(func(partition int, offset, milliseconds int64) {
+		known = known || partition == place.Partition && offset >= place.Offset && milliseconds >= place.Time.UnixMilli()
+	})
+	return known
+}
+
+// with returns r with the order that stands there.
+func (r replays) with(place *Place) replays {
+	if place == nil {
+		return r
+	}
+	milliseconds := place.Time.UnixMilli()
+	var marks strings.Builder
+	r.each(func(partition int, offset, latest int64) {
+		if partition != place.Partition {
+			fmt.Fprintf(&marks, "%d/%d@%d ", partition, offset, latest)
+		} else if offset < place.Offset {
+			// Producers' clocks differ; the offsets are in order.
+			milliseconds = max(milliseconds, latest)
+		}
+	})
+	fmt.Fprintf(&marks, "%d/%d@%d", place.Partition, place.Offset, milliseconds)
+	return replays(marks.String())
+}
