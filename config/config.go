@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ type Config struct {
 	FullStoryAPIKeyFile     string        `env:"FULLSTORY_API_KEY_FILE" doc:"a file that holds the key (container secrets)"`
 	FullStoryBaseURL        string        `env:"FULLSTORY_BASE_URL,default=https://api.fullstory.com" doc:"the data centre; the EU's is https://api.eu1.fullstory.com"`
 	FullStoryAllowHTTP      bool          `env:"FULLSTORY_ALLOW_HTTP,default=false" doc:"allow plain http to a host that is not loopback"`
-	FullStoryRateLimit      float64       `env:"FULLSTORY_RATE_LIMIT,default=10" doc:"requests a second, for the whole process"`
+	FullStoryRateLimit      float64       `env:"FULLSTORY_RATE_LIMIT,default=10" doc:"requests a second, for the whole process; in serve for the whole group"`
 	FullStoryRateBurst      int           `env:"FULLSTORY_RATE_BURST,default=10" doc:"requests that may leave at once after a pause"`
 	FullStoryRequestTimeout time.Duration `env:"FULLSTORY_REQUEST_TIMEOUT,default=30s" doc:"one request, headers and body"`
 	FullStoryRetryTimeout   time.Duration `env:"FULLSTORY_RETRY_TIMEOUT,default=15m" doc:"how long one page may keep failing in a way that is worth another try"`
@@ -40,6 +41,8 @@ type Config struct {
 	KafkaTopic             string        `env:"KAFKA_TOPIC,default=fullstory.user-import-errors" doc:"failed users"`
 	KafkaDeadLetterTopic   string        `env:"KAFKA_DEAD_LETTER_TOPIC" shown:"${KAFKA_TOPIC}.dead-letter" doc:"what could not be made a failed user"`
 	KafkaProgressTopic     string        `env:"KAFKA_PROGRESS_TOPIC" shown:"${KAFKA_TOPIC}.progress" doc:"compacted; how far each job is"`
+	KafkaJobsTopic         string        `env:"KAFKA_JOBS_TOPIC" shown:"${KAFKA_TOPIC}.jobs" doc:"where serve takes jobs from"`
+	KafkaGroupID           string        `env:"KAFKA_GROUP_ID,default=rebound" doc:"the consumer group of serve's instances"`
 	KafkaDelivery          string        `env:"KAFKA_DELIVERY,default=exactly-once" doc:"exactly-once, or at-least-once for clusters that allow no transactions"`
 	KafkaCompression       string        `env:"KAFKA_COMPRESSION,default=lz4" doc:"none, gzip, snappy, lz4 or zstd"`
 	KafkaCreateTopics      bool          `env:"KAFKA_CREATE_TOPICS,default=true" doc:"make missing topics at start-up"`
@@ -58,6 +61,9 @@ type Config struct {
 	CommitInterval  time.Duration `env:"COMMIT_INTERVAL,default=1s" doc:"pages that arrive in this time are committed together"`
 	JobConcurrency  int           `env:"JOB_CONCURRENCY,default=8" doc:"jobs in flight in one process"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT,default=25s" doc:"after SIGTERM or SIGINT: the time to commit and leave"`
+	HTTPAddr        string        `env:"HTTP_ADDR,default=127.0.0.1:8080" doc:"serve's status page, metrics and job intake; empty: none"`
+	HTTPToken       Secret        `env:"HTTP_TOKEN" doc:"bearer token for job intake; without one only a loopback HTTP_ADDR takes jobs"`
+	HTTPTokenFile   string        `env:"HTTP_TOKEN_FILE" doc:"a file that holds the token"`
 	LogLevel        string        `env:"LOG_LEVEL,default=info" doc:"debug, info, warn or error"`
 	LogFormat       string        `env:"LOG_FORMAT" shown:"text on a terminal, else json" doc:"text or json"`
 }
@@ -96,6 +102,10 @@ func (e *Error) Error() string {
 func Load(ctx context.Context, lookup func(variable string) (string, bool), need Need) (*Config, error) {
 	c, problems := decode(ctx, lookup)
 	c.KafkaDeadLetterTopic = orElse(c.KafkaDeadLetterTopic, c.KafkaTopic+".dead-letter")
+	if value, ok := lookup("HTTP_ADDR"); ok && strings.TrimSpace(value) == "" {
+		c.HTTPAddr = "" // unlike elsewhere, empty says something
+	}
+	c.KafkaJobsTopic = orElse(c.KafkaJobsTopic, c.KafkaTopic+".jobs")
 	c.KafkaProgressTopic = orElse(c.KafkaProgressTopic, c.KafkaTopic+".progress")
 	v := validation{config: c, problems: problems}
 	v.validate(need)
@@ -192,6 +202,8 @@ func (v *validation) validate(need Need) {
 	c := v.config
 	v.secret(&c.FullStoryAPIKey, "FULLSTORY_API_KEY", c.FullStoryAPIKeyFile)
 	v.secret(&c.KafkaSASLPassword, "KAFKA_SASL_PASSWORD", c.KafkaSASLPasswordFile)
+	v.secret(&c.HTTPToken, "HTTP_TOKEN", c.HTTPTokenFile)
+	v.httpAddr()
 	if need&FullStory != 0 && c.FullStoryAPIKey.Reveal() == "" && c.FullStoryAPIKeyFile == "" {
 		v.wrong("FULLSTORY_API_KEY", "missing: set it, or FULLSTORY_API_KEY_FILE, to an API key of your FullStory account")
 	}
@@ -269,6 +281,22 @@ func (v *validation) baseURL() {
 	}
 }
 
+func (v *validation) httpAddr() {
+	if v.config.HTTPAddr == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(v.config.HTTPAddr)
+	if n, notNumber := strconv.Atoi(port); err != nil || notNumber != nil || n < 0 || n > 65535 {
+		v.wrong("HTTP_ADDR", "%q is no address: write it like 127.0.0.1:8080, or :8080 for all interfaces", v.config.HTTPAddr)
+	}
+}
+
+// HTTPIsLoopback tells whether HTTPAddr is reached from this machine only.
+func (c *Config) HTTPIsLoopback() bool {
+	host, _, err := net.SplitHostPort(c.HTTPAddr)
+	return err == nil && isLoopback(host)
+}
+
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
@@ -316,6 +344,7 @@ func (v *validation) topics() {
 		{"KAFKA_TOPIC", v.config.KafkaTopic},
 		{"KAFKA_DEAD_LETTER_TOPIC", v.config.KafkaDeadLetterTopic},
 		{"KAFKA_PROGRESS_TOPIC", v.config.KafkaProgressTopic},
+		{"KAFKA_JOBS_TOPIC", v.config.KafkaJobsTopic},
 	} {
 		if !topicName.MatchString(topic.name) || topic.name == "." || topic.name == ".." {
 			v.wrong(topic.variable, "%q is no topic name: up to 249 letters, digits, dots, dashes and underscores", topic.name)

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -189,19 +190,33 @@ func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason strin
 		{"reason", []byte(reason)},
 	}, run.context...)
 	whole := Message{DeadLetters, run.key, result.Raw, headers}
-	if whole.Size() <= limits.DeadLetter {
-		whole.Value = b.own(result.Raw)
-		b.Messages = append(b.Messages, whole)
-		return
+	for part := range whole.Split(limits.DeadLetter) {
+		part.Value = b.own(part.Value)
+		b.Messages = append(b.Messages, part)
 	}
-	overhead := whole.Size() - len(result.Raw) + 2*len("parts") + 2*len("1000000") + 2*headerOverhead
-	room := max(limits.DeadLetter-overhead, 1)
-	parts := (len(result.Raw) + room - 1) / room
-	for part := range parts {
-		value := result.Raw[part*room : min((part+1)*room, len(result.Raw))]
-		b.Messages = append(b.Messages, Message{DeadLetters, run.key, b.own(value), append(slices.Clip(headers),
-			Header{"part", strconv.AppendInt(nil, int64(part+1), 10)},
-			Header{"parts", strconv.AppendInt(nil, int64(parts), 10)})})
+}
+
+// Split yields the message, or parts of it that are no larger than limit each,
+// numbered by the headers part and parts.
+func (m Message) Split(limit int) iter.Seq[Message] {
+	return func(yield func(Message) bool) {
+		if m.Size() <= limit {
+			yield(m)
+			return
+		}
+		overhead := m.Size() - len(m.Value) + 2*len("parts") + 2*len("1000000") + 2*headerOverhead
+		room := max(limit-overhead, 1)
+		parts := (len(m.Value) + room - 1) / room
+		for i := range parts {
+			part := m
+			part.Value = m.Value[i*room : min((i+1)*room, len(m.Value))]
+			part.Headers = append(slices.Clip(m.Headers),
+				Header{"part", strconv.AppendInt(nil, int64(i+1), 10)},
+				Header{"parts", strconv.AppendInt(nil, int64(parts), 10)})
+			if !yield(part) {
+				return
+			}
+		}
 	}
 }
 

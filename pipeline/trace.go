@@ -18,7 +18,9 @@ func startSpan(ctx context.Context, name string) (context.Context, trace.Span) {
 func (r *Run) trace(ctx context.Context) {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
-	if parent := carrier.Get("traceparent"); parent != "" {
-		r.context = []Header{{"traceparent", []byte(parent)}}
+	if parent := carrier.Get(traceparent); parent != "" {
+		r.context = []Header{{traceparent, []byte(parent)}}
 	}
 }
+
+const traceparent = "traceparent"

@@ -27,9 +27,17 @@ type Topics struct {
 	DeadLetters string
 	// Progress is compacted.
 	Progress string
+	// Jobs is where orders come from; empty where none are taken.
+	Jobs string
 }
 
-func (t Topics) all() []string { return []string{t.FailedUsers, t.DeadLetters, t.Progress} }
+func (t Topics) all() []string {
+	names := []string{t.FailedUsers, t.DeadLetters, t.Progress}
+	if t.Jobs != "" {
+		names = append(names, t.Jobs)
+	}
+	return names
+}
 
 // Options says how to reach Kafka and how to publish.
 type Options struct {
@@ -65,6 +73,7 @@ type Kafka struct {
 	transport  *kafka.Transport
 	layout     layout
 	progress   map[int]*progressLog // by partition of the progress topic
+	orders     orderWriter
 	// publications counts those that are open.
 	publications atomic.Int64
 }

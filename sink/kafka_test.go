@@ -35,7 +35,7 @@ func openSink(t *testing.T) (*Kafka, *kfake.Cluster) {
 	}
 	name := fmt.Sprintf("sink-%d", time.Now().UnixNano())
 	k, err := Open(t.Context(), Options{
-		Brokers: brokers, Topics: Topics{name, name + ".dead-letter", name + ".progress"}, ExactlyOnce: true,
+		Brokers: brokers, Topics: Topics{name, name + ".dead-letter", name + ".progress", name + ".jobs"}, ExactlyOnce: true,
 		CreateTopics: true, Partitions: 1, Replicas: -1, RetryTimeout: time.Minute, Compression: compress.Lz4,
 	})
 	if err != nil {

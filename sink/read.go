@@ -15,6 +15,7 @@ import (
 // record is a record that was read back.
 type record struct {
 	offset     int64
+	time       time.Time
 	key, value []byte
 	headers    []pipeline.Header
 }
@@ -59,6 +60,39 @@ func (s *scan) readTo(ctx context.Context, k *Kafka, topic string, partition int
 		s.next = max(next, s.next+1)
 	}
 	return nil
+}
+
+// follow calls each for every record committed from s.next on, as they come,
+// until ctx ends. After each read it calls settled with an offset below which
+// nothing is to come any more: a transaction that is open may put records in
+// between.
+func (s *scan) follow(ctx context.Context, k *Kafka, topic string, partition int, each func(*record) error, settled func(below int64)) error {
+	if s.open == nil {
+		s.open = make(map[int64][]record)
+	}
+	for {
+		fetched, err := k.fetch(ctx, topic, partition, s.next)
+		if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
+			s.next = first
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		next, err := s.readBatches(fetched.Records, each)
+		if err != nil {
+			return err
+		}
+		if next == 0 && fetched.HighWatermark > s.next {
+			next = s.next + 1 // a batch that compaction has emptied
+		}
+		s.next = max(next, s.next)
+		below := s.next
+		for _, records := range s.open {
+			below = min(below, records[0].offset)
+		}
+		settled(below)
+	}
 }
 
 // movedBegin tells whether a fetch failed because the partition begins after its
@@ -154,7 +188,7 @@ func (s *scan) settle(marker *protocol.ControlBatch, each func(*record) error) e
 }
 
 func readRecord(r *protocol.Record) (record, error) {
-	read := record{offset: r.Offset}
+	read := record{offset: r.Offset, time: r.Time}
 	var err error
 	if read.key, err = protocol.ReadAll(r.Key); err != nil {
 		return read, err

@@ -92,21 +92,6 @@ func New(options Options) *API {
 	}
 }
 
-// CheckJobID tells what keeps a job id from being asked for.
-func CheckJobID(id string) error {
-	switch {
-	case id == "":
-		return errors.New("a job id is empty")
-	case id == "." || id == "..":
-		return fmt.Errorf("%q is no job id", id)
-	case len(id) > 512:
-		return fmt.Errorf("a job id has %d bytes, 512 are allowed: %q…", len(id), id[:40])
-	case strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' }):
-		return fmt.Errorf("job id %q holds white space, control characters or invalid UTF-8", id)
-	}
-	return nil
-}
-
 func (a *API) errorsURL(jobID, pageToken string) string {
 	u := a.base + "/v2/users/batch/" + escape(jobID) + "/errors"
 	if pageToken != "" {

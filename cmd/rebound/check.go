@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"rebound/config"
+	"rebound/pipeline"
 	"rebound/sink"
-	"rebound/source"
 )
 
 func (p program) checkCommand() *cobra.Command {
@@ -25,7 +25,7 @@ looks whether their failures can be read, too.`,
 	settings := p.settings(command)
 	command.RunE = func(command *cobra.Command, ids []string) error {
 		for _, id := range ids {
-			if err := source.CheckJobID(id); err != nil {
+			if err := pipeline.CheckJobID(id); err != nil {
 				return usageError{err}
 			}
 		}

@@ -141,7 +141,7 @@ it. See "rebound run --help".`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(p.runCommand(), p.verifyCommand(), p.jobsCommand(), p.checkCommand(), p.demoCommand(), p.simulateCommand(), p.versionCommand())
+	root.AddCommand(p.runCommand(), p.serveCommand(), p.verifyCommand(), p.jobsCommand(), p.checkCommand(), p.demoCommand(), p.simulateCommand(), p.versionCommand())
 	return root
 }
 
@@ -156,7 +156,8 @@ func noArguments(_ *cobra.Command, args []string) error {
 // settings makes each setting a flag of the command. The function it returns
 // reads the settings once the flags are parsed.
 func (p program) settings(command *cobra.Command) func(need config.Need) (*config.Config, error) {
-	flags := make(map[string]*string)
+	type setting struct{ flag, value string }
+	flags := make(map[string]*setting)
 	for _, s := range config.Settings() {
 		if s.Flag == "" {
 			continue
@@ -165,14 +166,15 @@ func (p program) settings(command *cobra.Command) func(need config.Need) (*confi
 		if s.Default != "" && s.Default != "required" {
 			usage = fmt.Sprintf("%s [%s, default %s]", s.Doc, s.Variable, s.Default)
 		}
-		flags[s.Variable] = command.Flags().String(s.Flag, "", usage)
+		flags[s.Variable] = &setting{flag: s.Flag}
+		command.Flags().StringVar(&flags[s.Variable].value, s.Flag, "", usage)
 		command.Flags().Lookup(s.Flag).Annotations = map[string][]string{settingAnnotation: nil}
 	}
 	command.SetUsageTemplate(settingsUsage)
 	return func(need config.Need) (*config.Config, error) {
 		return config.Load(command.Context(), func(variable string) (string, bool) {
-			if value := flags[variable]; value != nil && *value != "" {
-				return *value, true
+			if s := flags[variable]; s != nil && command.Flags().Changed(s.flag) {
+				return s.value, true
 			}
 			return p.lookup(variable)
 		}, need)

@@ -96,7 +96,7 @@ func (p program) jobIDs(ids []string, file string) ([]string, error) {
 	var unique []string
 	seen := make(map[string]bool)
 	for _, id := range ids {
-		if err := source.CheckJobID(id); err != nil {
+		if err := pipeline.CheckJobID(id); err != nil {
 			return nil, usageError{err}
 		}
 		if !seen[id] {
@@ -270,15 +270,20 @@ func (p program) sumUp(ctx context.Context, w io.Writer, outcomes []outcome) err
 }
 
 func newSource(c *config.Config, log *slog.Logger) *source.API {
-	return source.New(source.Options{
+	options := sourceOptions(c, log)
+	options.Bucket = source.NewBucket(c.FullStoryRateLimit, c.FullStoryRateBurst)
+	return source.New(options)
+}
+
+func sourceOptions(c *config.Config, log *slog.Logger) source.Options {
+	return source.Options{
 		BaseURL:        c.FullStoryBaseURL,
 		APIKey:         c.FullStoryAPIKey.Reveal(),
-		Bucket:         source.NewBucket(c.FullStoryRateLimit, c.FullStoryRateBurst),
 		RequestTimeout: c.FullStoryRequestTimeout,
 		RetryTimeout:   c.FullStoryRetryTimeout,
 		JobTimeout:     c.FullStoryJobTimeout,
 		Log:            log,
-	})
+	}
 }
 
 func topics(c *config.Config) sink.Topics {

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"rebound/config"
+	"rebound/internal/fleet"
+	"rebound/pipeline"
+	"rebound/sink"
+	"rebound/source"
+)
+
+func (p program) serveCommand() *cobra.Command {
+	command := &cobra.Command{
+		Use:   "serve",
+		Short: "Publish jobs as they arrive on the jobs topic and over HTTP, until SIGTERM",
+		Long: `Takes job ids from KAFKA_JOBS_TOPIC and publishes the failures of each job, until
+SIGTERM. Start as many instances as you like: those of one KAFKA_GROUP_ID share
+the jobs, and FULLSTORY_RATE_LIMIT, among themselves.
+
+HTTP_ADDR has the status page, /metrics, /healthz, /readyz, and POST /jobs.`,
+		Example: `  rebound serve
+  echo abd123= | kcat -b localhost:9092 -P -t fullstory.user-import-errors.jobs
+  curl -d '{"job_ids":["abd123="]}' http://127.0.0.1:8080/jobs`,
+		Args: noArguments,
+	}
+	settings := p.settings(command)
+	command.RunE = func(command *cobra.Command, _ []string) error {
+		c, err := settings(config.FullStory | config.Kafka)
+		if err != nil {
+			return err
+		}
+		return p.serve(command.Context(), c)
+	}
+	return command
+}
+
+func (p program) serve(ctx context.Context, c *config.Config) error {
+	log := p.log(c)
+	options, err := kafkaOptions(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	options.Topics.Jobs = c.KafkaJobsTopic
+	kafka, err := sink.Open(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer kafka.Close()
+
+	bucket := source.NewBucket(0, 0)
+	api := sourceOptions(c, log)
+	api.Bucket, api.Park = bucket, true
+	client := source.New(api)
+
+	p.limitMemory(c.JobConcurrency)
+	instance := fleet.New(fleet.Options{
+		Kafka: kafka, GroupID: c.KafkaGroupID,
+		API: client, Bucket: bucket, PerSecond: c.FullStoryRateLimit, Burst: c.FullStoryRateBurst,
+		Runner: &pipeline.Runner{
+			Source: client, Sink: kafka, Limits: kafka.Limits(),
+			CommitInterval: c.CommitInterval, RetryTimeout: c.KafkaRetryTimeout, Log: log,
+		},
+		Concurrency: c.JobConcurrency, JobTimeout: c.FullStoryJobTimeout, ShutdownTimeout: c.ShutdownTimeout,
+		Log: log,
+	})
+	if err := instance.Run(ctx); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	log.Info("left the group; the other instances have the jobs")
+	return nil
+}

@@ -1,0 +1,396 @@
+// Package fleet is rebound as a service: instances that share the jobs of a
+// topic among themselves through a consumer group, and the API's rate limit with
+// them.
+//
+// Kafka is all they need of each other. A job belongs to the instance that has
+// its order's partition; the offset moves past an order when it is carried out;
+// the transactional id of the job decides where two instances take it for theirs.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"rebound/pipeline"
+	"rebound/sink"
+	"rebound/source"
+)
+
+// Options says how an instance works.
+type Options struct {
+	Kafka *sink.Kafka
+	// GroupID names the consumer group.
+	GroupID string
+	// API is asked for the jobs, through Bucket, whose share the fleet sets:
+	// PerSecond and Burst are the whole group's.
+	API       *source.API
+	Bucket    *source.Bucket
+	PerSecond float64
+	Burst     int
+	// Runner runs the jobs. The fleet sets its Report and Transient.
+	Runner *pipeline.Runner
+	// Concurrency is how many jobs run side by side in this instance.
+	Concurrency int
+	// JobTimeout is how long a job may be parked.
+	JobTimeout time.Duration
+	// ShutdownTimeout bounds how long it takes to leave.
+	ShutdownTimeout time.Duration
+	// Ended is told of each order that was carried out.
+	Ended func(Ended)
+	// Tracer makes a span a job; nil makes none.
+	Tracer trace.Tracer
+	Log    *slog.Logger
+}
+
+// Fleet is one instance. Its methods are safe for concurrent use.
+type Fleet struct {
+	Options
+	scheduler *Scheduler
+	share     *share
+
+	mu    sync.Mutex
+	owned map[int]*partition
+}
+
+// partition is a partition of the jobs topic that this instance has.
+type partition struct {
+	offsets   offsets
+	committed int64
+	stop      context.CancelFunc
+	stopped   chan struct{}
+}
+
+// New returns an instance; Run has it work.
+func New(options Options) *Fleet {
+	f := &Fleet{Options: options, owned: make(map[int]*partition)}
+	f.share = &share{bucket: options.Bucket, perSecond: options.PerSecond, burst: options.Burst}
+	f.scheduler = &Scheduler{
+		Concurrency: options.Concurrency,
+		JobTimeout:  options.JobTimeout,
+		Run:         f.run,
+		Processing:  options.API.Processing,
+		Progress:    options.Kafka.Progress,
+		Ended:       f.ended,
+		Log:         options.Log,
+	}
+	options.Runner.Report = f.scheduler.Report
+	options.Runner.Transient = func(err error) bool { return !source.Permanent(err) }
+	return f
+}
+
+// leaveTime is the part of the shutdown timeout that is kept for leaving the
+// group, after the jobs have stopped.
+const leaveTime = 3 * time.Second
+
+// Run takes jobs from the group until ctx ends. It then stops taking them, has
+// those that run commit what is complete, and leaves the group so that the
+// others need not wait for its session to end. It fails only where no instance
+// could work.
+func (f *Fleet) Run(ctx context.Context) error {
+	group, err := f.Kafka.ConsumerGroup(kafka.ConsumerGroupConfig{
+		ID:                     f.GroupID,
+		GroupBalancers:         []kafka.GroupBalancer{sticky{f.Partitions}, kafka.RangeGroupBalancer{}},
+		HeartbeatInterval:      heartbeatTime,
+		SessionTimeout:         sessionTime,
+		RebalanceTimeout:       sessionTime,
+		JoinGroupBackoff:       time.Second,
+		WatchPartitionChanges:  true,
+		PartitionWatchInterval: 30 * time.Second,
+		StartOffset:            kafka.FirstOffset,
+	})
+	if err != nil {
+		return err
+	}
+	jobs, stopJobs := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopJobs()
+	f.Runner.ShutdownTimeout = max(f.ShutdownTimeout-leaveTime, f.ShutdownTimeout/2)
+	f.scheduler.Start(jobs)
+	f.scheduler.Hold(true)
+
+	err = f.follow(ctx, jobs, group)
+
+	f.scheduler.Hold(true)
+	stopJobs()
+	f.scheduler.Wait()
+	f.release(f.Partitions())
+	left := make(chan struct{})
+	go func() {
+		group.Close() // commits the offsets, too
+		close(left)
+	}()
+	select {
+	case <-left:
+	case <-time.After(leaveTime):
+		f.Log.Warn("the group's coordinator did not answer; the other instances wait until this one's session is over", "for", sessionTime.String())
+	}
+	return err
+}
+
+// How the group notices who is there. An instance that crashes is missed after
+// the session time; one that leaves is not waited for.
+const (
+	heartbeatTime = time.Second
+	sessionTime   = 10 * time.Second
+)
+
+// follow works through the generations of the group.
+func (f *Fleet) follow(ctx, jobs context.Context, group *kafka.ConsumerGroup) error {
+	last, failing := int32(-1), time.Time{}
+	for {
+		generation, err := group.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, kafka.GroupAuthorizationFailed):
+			return errors.New("grant rebound's user the ACL Read on the consumer group " + f.GroupID + " (KAFKA_GROUP_ID): " + err.Error())
+		case errors.Is(err, kafka.RebalanceInProgress):
+			continue
+		case err != nil:
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			// What passes within seconds is the ordinary course of a cluster.
+			level := slog.LevelDebug
+			if time.Since(failing) > sessionTime {
+				level = slog.LevelWarn
+			}
+			f.Log.Log(ctx, level, "the consumer group cannot be joined; trying again", "group", f.GroupID,
+				"failing", time.Since(failing).Round(time.Second).String(), "error", err)
+			continue
+		}
+		failing = time.Time{}
+		total := f.Kafka.OrderPartitions(ctx)
+		assigned := make(map[int]int64)
+		for _, assignments := range generation.Assignments {
+			for _, a := range assignments {
+				assigned[a.ID] = a.Offset
+			}
+		}
+		if generation.ID != last+1 {
+			// Somebody else may have had them meanwhile.
+			f.release(f.Partitions())
+		}
+		last = generation.ID
+		f.Log.Info("sharing the jobs", "group", f.GroupID, "generation", generation.ID, "partitions", len(assigned), "of", total)
+		f.take(jobs, assigned)
+		f.share.set(len(assigned), total, generation.ID)
+		f.scheduler.Hold(false)
+		generation.Start(func(ctx context.Context) { f.keep(ctx, generation) })
+	}
+}
+
+// take makes the assigned partitions, which begin at an offset each, those of
+// this instance.
+func (f *Fleet) take(ctx context.Context, assigned map[int]int64) {
+	var lost []int
+	for _, id := range f.Partitions() {
+		if _, ok := assigned[id]; !ok {
+			lost = append(lost, id)
+		}
+	}
+	f.release(lost)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, offset := range assigned {
+		if f.owned[id] != nil {
+			continue
+		}
+		ctx, stop := context.WithCancel(ctx)
+		p := &partition{committed: offset, stop: stop, stopped: make(chan struct{})}
+		p.offsets.settle(offset)
+		f.owned[id] = p
+		go func() {
+			defer close(p.stopped)
+			f.read(ctx, id, p, offset)
+		}()
+	}
+}
+
+// release gives partitions up.
+func (f *Fleet) release(ids []int) {
+	for _, id := range ids {
+		f.mu.Lock()
+		p := f.owned[id]
+		f.mu.Unlock()
+		p.stop()
+		<-p.stopped
+		f.scheduler.Drop(id)
+		f.mu.Lock()
+		delete(f.owned, id)
+		f.mu.Unlock()
+	}
+}
+
+// read delivers the orders of a partition until ctx ends.
+func (f *Fleet) read(ctx context.Context, id int, p *partition, from int64) {
+	for ctx.Err() == nil {
+		err := f.Kafka.Orders(ctx, id, from, func(d sink.Delivery) { f.deliver(ctx, p, d) }, func(below int64) {
+			p.offsets.settle(below)
+			from = below
+		})
+		if ctx.Err() == nil {
+			f.Log.Warn("the jobs topic cannot be read; trying again", "partition", id, "error", err)
+			pause(ctx, heartbeatTime)
+		}
+	}
+}
+
+func (f *Fleet) deliver(ctx context.Context, p *partition, d sink.Delivery) {
+	p.offsets.take(d.Place.Offset)
+	if d.Err == nil {
+		f.scheduler.Add(ctx, d)
+		return
+	}
+	f.Log.Warn("a record of the jobs topic is no order; it goes to the dead letters",
+		"partition", d.Place.Partition, "offset", d.Place.Offset, "error", d.Err)
+	for ctx.Err() == nil {
+		err := f.Kafka.Refuse(ctx, d)
+		if err == nil {
+			p.offsets.end(d.Place.Offset)
+			return
+		}
+		f.Log.Warn("the dead letter cannot be written; trying again", "error", err)
+		pause(ctx, heartbeatTime)
+	}
+}
+
+// run runs a job for the scheduler.
+func (f *Fleet) run(ctx context.Context, d sink.Delivery) (pipeline.Outcome, error) {
+	if f.Tracer != nil {
+		carrier := propagation.MapCarrier{"traceparent": d.Trace}
+		var span trace.Span
+		ctx, span = f.Tracer.Start(propagation.TraceContext{}.Extract(ctx, carrier), "job", trace.WithAttributes(attribute.String("rebound.job", d.JobID)))
+		defer span.End()
+	}
+	return f.Runner.Run(ctx, d.Order)
+}
+
+// ended lets the offset move past an order.
+func (f *Fleet) ended(e Ended) {
+	log := f.Log.With("job", e.Order.JobID, "run", e.Progress.Run)
+	counts := slog.Group("", "published", e.Progress.Published, "dead_lettered", e.Progress.DeadLettered, "total", e.Progress.TotalRecords)
+	switch {
+	case e.Err != nil:
+		log.Error("the job ended early", counts, "error", e.Err)
+	case e.Skipped:
+		log.Info("the job was published to the end before; skipped", counts)
+	default:
+		log.Info("the job is done", counts)
+	}
+	f.mu.Lock()
+	p := f.owned[e.Order.Place.Partition]
+	f.mu.Unlock()
+	if p != nil {
+		p.offsets.end(e.Order.Place.Offset)
+	}
+	if f.Ended != nil {
+		f.Ended(e)
+	}
+}
+
+// keep holds on to what a generation gave: it renews the share of the limit
+// and commits the offsets, until the generation ends.
+func (f *Fleet) keep(ctx context.Context, generation *kafka.Generation) {
+	ticker := time.NewTicker(heartbeatTime / 2)
+	defer ticker.Stop()
+	for {
+		f.renew(ctx, generation)
+		f.commit(generation)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			f.commit(generation)
+			f.scheduler.Hold(true)
+			return
+		}
+	}
+}
+
+// renew renews the share where the coordinator takes this instance for a member
+// of the group's present generation.
+func (f *Fleet) renew(ctx context.Context, generation *kafka.Generation) {
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTime)
+	defer cancel()
+	if err := f.Kafka.Heartbeat(ctx, generation); err == nil {
+		f.share.renew(asked)
+	}
+}
+
+// commit commits how far the partitions are, where that has changed.
+func (f *Fleet) commit(generation *kafka.Generation) {
+	f.mu.Lock()
+	moved := make(map[int]int64)
+	for id, p := range f.owned {
+		if at := p.offsets.position(); at != p.committed && at >= 0 {
+			moved[id] = at
+		}
+	}
+	f.mu.Unlock()
+	if len(moved) == 0 {
+		return
+	}
+	topics := make(map[string]map[int]int64)
+	for topic := range generation.Assignments {
+		topics[topic] = moved
+	}
+	if err := generation.CommitOffsets(topics); err != nil {
+		f.Log.Debug("the offsets could not be committed; they are with the next commit", "error", err)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, at := range moved {
+		if p := f.owned[id]; p != nil {
+			p.committed = at
+		}
+	}
+}
+
+// Partitions returns the partitions of the jobs topic that this instance has.
+func (f *Fleet) Partitions() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ids := make([]int, 0, len(f.owned))
+	for id := range f.owned {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Tasks returns this instance's orders that are not carried out yet.
+func (f *Fleet) Tasks() []Task { return f.scheduler.Tasks() }
+
+// Counts returns how many orders are in each state in this instance.
+func (f *Fleet) Counts() map[State]int { return f.scheduler.Counts() }
+
+// Share returns this instance's part of the partitions, and the requests a
+// second that it may send now.
+func (f *Fleet) Share() (partitions, of int, perSecond float64) {
+	partitions, of = f.share.partitions()
+	return partitions, of, f.Bucket.Limit()
+}
+
+// Ready tells why this instance does not work: it is not in the group, or the
+// brokers do not answer.
+func (f *Fleet) Ready() error {
+	if since := f.share.unconfirmed(); since > sessionTime {
+		return errors.New("not in the consumer group " + f.GroupID)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
