@@ -48,8 +48,7 @@ type Options struct {
 	// Park leaves that waiting to the caller: the error is [ErrProcessing] at
 	// once.
 	Park bool
-	// Transport carries the requests; nil means TCP, with connections that are
-	// used again.
+	// Transport carries the requests; nil means that of [NewTransport].
 	Transport http.RoundTripper
 	// Log takes each wait and each failed try; nil discards it.
 	Log *slog.Logger
@@ -69,9 +68,7 @@ type API struct {
 // New returns a client of the API.
 func New(options Options) *API {
 	if options.Transport == nil {
-		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.MaxIdleConnsPerHost = transport.MaxIdleConns
-		options.Transport = transport
+		options.Transport = NewTransport()
 	}
 	authorization := strings.TrimSpace(options.APIKey)
 	if !strings.HasPrefix(authorization, "Basic ") {
@@ -90,6 +87,14 @@ func New(options Options) *API {
 		options:       options,
 		log:           log,
 	}
+}
+
+// NewTransport returns the transport that is used where the options name none:
+// its connections are used again, by all jobs.
+func NewTransport() http.RoundTripper {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = transport.MaxIdleConns
+	return transport
 }
 
 func (a *API) errorsURL(jobID, pageToken string) string {

@@ -105,18 +105,18 @@ func (d *display) stop() {
 	d.line.set("")
 }
 
-// status is a moment of the run. Records count what this process has handled;
+// moment is a moment of the run. Records count what this process has handled;
 // of what it has to handle the jobs in flight are known.
-type status struct {
+type moment struct {
 	records, of int64
 	rate        float64
 	ended, jobs int
 }
 
-func (d *display) status() status {
+func (d *display) status() moment {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := status{records: d.handled, of: d.handled, ended: d.ended, jobs: d.total}
+	s := moment{records: d.handled, of: d.handled, ended: d.ended, jobs: d.total}
 	for id, p := range d.running {
 		s.records += p.Position() - d.first[id]
 		s.of += max(p.TotalRecords, p.Position()) - d.first[id]
@@ -127,21 +127,21 @@ func (d *display) status() status {
 	return s
 }
 
-func (s status) percent() int {
+func (s moment) percent() int {
 	if s.of == 0 {
 		return 0
 	}
 	return int(100 * s.records / s.of)
 }
 
-func (s status) left() time.Duration {
+func (s moment) left() time.Duration {
 	if s.rate < 1 {
 		return 0
 	}
 	return time.Duration(float64(s.of-s.records) / s.rate * float64(time.Second)).Round(time.Second)
 }
 
-func (s status) String() string {
+func (s moment) String() string {
 	line := fmt.Sprintf("%d of %d records (%d %%), %.0f/s, %v left", s.records, s.of, s.percent(), s.rate, s.left())
 	if s.of == 0 {
 		line = "waiting for the first page"

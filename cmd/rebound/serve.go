@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"rebound/config"
 	"rebound/internal/fleet"
+	"rebound/internal/status"
 	"rebound/pipeline"
 	"rebound/sink"
 	"rebound/source"
@@ -38,6 +42,15 @@ HTTP_ADDR has the status page, /metrics, /healthz, /readyz, and POST /jobs.`,
 	return command
 }
 
+// name says which instance this is.
+func name() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "rebound"
+	}
+	return fmt.Sprintf("%s, process %d", host, os.Getpid())
+}
+
 func (p program) serve(ctx context.Context, c *config.Config) error {
 	log := p.log(c)
 	options, err := kafkaOptions(ctx, c, log)
@@ -45,15 +58,25 @@ func (p program) serve(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	options.Topics.Jobs = c.KafkaJobsTopic
+	var listener net.Listener
+	if c.HTTPAddr != "" {
+		if listener, err = net.Listen("tcp", c.HTTPAddr); err != nil {
+			return fmt.Errorf("HTTP_ADDR: %w; set it to a free address, or empty for no HTTP", err)
+		}
+		defer listener.Close()
+		log.Info("status page", "url", "http://"+listener.Addr().String())
+	}
 	kafka, err := sink.Open(ctx, options)
 	if err != nil {
 		return err
 	}
 	defer kafka.Close()
 
+	metrics := status.NewMetrics()
 	bucket := source.NewBucket(0, 0)
 	api := sourceOptions(c, log)
 	api.Bucket, api.Park = bucket, true
+	api.Transport = metrics.Transport(source.NewTransport())
 	client := source.New(api)
 
 	p.limitMemory(c.JobConcurrency)
@@ -62,12 +85,32 @@ func (p program) serve(ctx context.Context, c *config.Config) error {
 		API: client, Bucket: bucket, PerSecond: c.FullStoryRateLimit, Burst: c.FullStoryRateBurst,
 		Runner: &pipeline.Runner{
 			Source: client, Sink: kafka, Limits: kafka.Limits(),
-			CommitInterval: c.CommitInterval, RetryTimeout: c.KafkaRetryTimeout, Log: log,
+			CommitInterval: c.CommitInterval, RetryTimeout: c.KafkaRetryTimeout, Observe: metrics.Committed, Log: log,
 		},
 		Concurrency: c.JobConcurrency, JobTimeout: c.FullStoryJobTimeout, ShutdownTimeout: c.ShutdownTimeout,
-		Log: log,
+		Ended: metrics.Ended, Log: log,
 	})
-	if err := instance.Run(ctx); err != nil {
+	metrics.Watch(instance, bucket.Waited)
+
+	// Both end with the other.
+	var both errgroup.Group
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	both.Go(func() error {
+		defer stop()
+		return instance.Run(ctx)
+	})
+	if listener != nil {
+		server := status.New(status.Options{
+			Fleet: instance, Kafka: kafka, Metrics: metrics,
+			Token: c.HTTPToken.Reveal(), Loopback: c.HTTPIsLoopback(), Name: name(), Log: log,
+		})
+		both.Go(func() error {
+			defer stop()
+			return server.Serve(ctx, listener)
+		})
+	}
+	if err := both.Wait(); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	log.Info("left the group; the other instances have the jobs")
