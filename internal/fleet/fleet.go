@@ -12,6 +12,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -55,6 +56,9 @@ type Fleet struct {
 	Options
 	scheduler *Scheduler
 	share     *share
+	// members counts the group's, in its next generation, where this instance
+	// leads it; else it is 0.
+	members atomic.Int64
 
 	mu    sync.Mutex
 	owned map[int]*partition
@@ -97,7 +101,7 @@ const leaveTime = 3 * time.Second
 func (f *Fleet) Run(ctx context.Context) error {
 	group, err := f.Kafka.ConsumerGroup(kafka.ConsumerGroupConfig{
 		ID:                     f.GroupID,
-		GroupBalancers:         []kafka.GroupBalancer{sticky{f.Partitions}, kafka.RangeGroupBalancer{}},
+		GroupBalancers:         []kafka.GroupBalancer{sticky{f.Partitions, func(n int) { f.members.Store(int64(n)) }}, kafka.RangeGroupBalancer{}},
 		HeartbeatInterval:      heartbeatTime,
 		SessionTimeout:         sessionTime,
 		RebalanceTimeout:       sessionTime,
@@ -181,7 +185,7 @@ func (f *Fleet) follow(ctx, jobs context.Context, group *kafka.ConsumerGroup) er
 		last = generation.ID
 		f.Log.Info("sharing the jobs", "group", f.GroupID, "generation", generation.ID, "partitions", len(assigned), "of", total)
 		f.take(jobs, assigned)
-		f.share.set(len(assigned), total, generation.ID)
+		f.share.set(len(assigned), total, generation.ID, f.members.Swap(0) == 1)
 		f.scheduler.Hold(false)
 		generation.Start(func(ctx context.Context) { f.keep(ctx, generation) })
 	}

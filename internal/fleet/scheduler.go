@@ -73,7 +73,7 @@ type task struct {
 	progress   pipeline.Progress
 	pagesAtRun int64 // of the progress when the slice began; -1 until it is known
 	cancel     context.CancelCauseFunc
-	preempted  bool
+	preempted  bool // its last slice was ended
 	dropped    bool
 	polls      backoff.ExponentialBackOff
 	retries    backoff.ExponentialBackOff
@@ -145,7 +145,7 @@ func (s *Scheduler) Add(ctx context.Context, d sink.Delivery) {
 		return
 	}
 	s.tasks[at] = t
-	s.queue = append(s.queue, t)
+	s.queueUp(t)
 	s.schedule()
 }
 
@@ -282,6 +282,19 @@ func (s *Scheduler) endOfSlice() (longest *task) {
 	return longest
 }
 
+// queueUp takes an order into the queue: behind all others or, where it has had no
+// slice yet, before those that have and do not wait for long.
+func (s *Scheduler) queueUp(t *task) {
+	at := len(s.queue)
+	if !t.preempted {
+		const long = 10 * time.Second
+		for at > 0 && s.queue[at-1].preempted && time.Since(s.queue[at-1].since) < long {
+			at--
+		}
+	}
+	s.queue = slices.Insert(s.queue, at, t)
+}
+
 func (s *Scheduler) start(t *task) {
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	t.cancel, t.preempted, t.pagesAtRun = cancel, false, -1
@@ -326,7 +339,7 @@ func (s *Scheduler) settle(t *task, outcome pipeline.Outcome, err error) {
 		s.park(t, "another process works on it", elsewhereTime, s.lookElsewhere)
 	case t.preempted:
 		t.enter(Queued, "", time.Time{})
-		s.queue = append(s.queue, t)
+		s.queueUp(t)
 	case t.Last, source.Permanent(err):
 		ended = true
 	case errors.Is(err, source.ErrProcessing):
@@ -389,7 +402,7 @@ func (s *Scheduler) enqueue(t *task) {
 		return
 	}
 	t.enter(Queued, "", time.Time{})
-	s.queue = append(s.queue, t)
+	s.queueUp(t)
 	s.schedule()
 }
 

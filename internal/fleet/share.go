@@ -15,8 +15,8 @@ import (
 // coordinator has last confirmed the membership; one that grows does so handOver
 // after the change. A rebalance is not over before every member has heard of it
 // or was dropped for its silence: so whoever had the difference before has let go
-// of it by then, be it that its process was stopped in between. It is safe for
-// concurrent use.
+// of it by then, be it that its process was stopped in between. Only who is new
+// and finds nobody in the group need not wait. It is safe for concurrent use.
 type share struct {
 	bucket    *source.Bucket
 	perSecond float64
@@ -27,7 +27,7 @@ type share struct {
 	applied    float64 // the part that the bucket has
 	wanted     float64
 	wantedFrom time.Time
-	generation int32
+	generation int32 // the last one; 0 before the first
 	confirmed  time.Time
 }
 
@@ -36,18 +36,22 @@ type share struct {
 const handOver = 3 * time.Second
 
 // set takes over what a generation gives this instance: so many partitions of
-// all.
-func (s *share) set(owned, of int, generation int32) {
+// all. Alone says that nobody else is in the group.
+func (s *share) set(owned, of int, generation int32, alone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	before := s.applied
+	isNew := s.generation == 0
 	if generation != s.generation+1 {
 		before = 0
 	}
 	s.generation = generation
 	s.owned, s.of = owned, of
 	s.wanted = float64(owned) / float64(of)
-	s.wantedFrom = time.Now().Add(handOver)
+	s.wantedFrom = time.Now()
+	if !alone || !isNew {
+		s.wantedFrom = s.wantedFrom.Add(handOver)
+	}
 	s.applied = min(before, s.wanted)
 	s.apply()
 }

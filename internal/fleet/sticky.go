@@ -14,6 +14,8 @@ import (
 type sticky struct {
 	// owned returns the partitions that this member has now.
 	owned func() []int
+	// led is told how many members there are where this one leads the group.
+	led func(members int)
 }
 
 // ProtocolName is part of [kafka.GroupBalancer].
@@ -24,7 +26,8 @@ func (sticky) ProtocolName() string { return "rebound-sticky" }
 func (s sticky) UserData() ([]byte, error) { return json.Marshal(s.owned()) }
 
 // AssignGroups is part of [kafka.GroupBalancer].
-func (sticky) AssignGroups(members []kafka.GroupMember, partitions []kafka.Partition) kafka.GroupMemberAssignments {
+func (s sticky) AssignGroups(members []kafka.GroupMember, partitions []kafka.Partition) kafka.GroupMemberAssignments {
+	s.led(len(members))
 	type share struct {
 		id      string
 		claimed []int
