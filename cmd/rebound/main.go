@@ -68,6 +68,8 @@ func (p program) run(arguments []string) int {
 	var wrong *config.Error
 	var usage usageError
 	switch {
+	case err == nil && command.Name() == "serve":
+		return 0 // a signal is how it is meant to end
 	case errors.As(context.Cause(ctx), &stopped):
 		if err != nil && !errors.Is(err, context.Canceled) && !errors.As(err, new(failedError)) {
 			fmt.Fprintf(p.stderr, "rebound: %v\n", err)

@@ -1,0 +1,448 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"rebound/internal/simulator"
+)
+
+// instance is rebound serve as a process.
+type instance struct {
+	w       *world
+	command *exec.Cmd
+	log     *syncBuffer
+	url     string
+	ended   chan error
+}
+
+// syncBuffer is a buffer for several goroutines.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// serve starts an instance and waits until its HTTP side is there.
+func (w *world) serve(changes ...string) *instance {
+	w.t.Helper()
+	i := &instance{w: w, log: new(syncBuffer), ended: make(chan error, 1)}
+	changes = append([]string{"HTTP_ADDR=127.0.0.1:0", "KAFKA_GROUP_ID=" + w.env["KAFKA_TOPIC"]}, changes...)
+	i.command = w.command(context.Background(), []string{"serve"}, changes...)
+	i.command.Stderr = i.log
+	if err := i.command.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() { i.ended <- i.command.Wait() }()
+	w.t.Cleanup(i.kill)
+	url := regexp.MustCompile(`"msg":"status page","url":"([^"]+)"`)
+	await(w.t, 30*time.Second, "the instance's address\n"+i.log.String(), func() bool {
+		found := url.FindStringSubmatch(i.log.String())
+		if found != nil {
+			i.url = found[1]
+		}
+		return found != nil
+	})
+	return i
+}
+
+// await waits until what is wanted is so. It is a process's own time.
+func await(t *testing.T, patience time.Duration, what string, so func() bool) {
+	t.Helper()
+	for began := time.Now(); !so(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > patience {
+			t.Fatalf("after %v there is still not %s", patience, what)
+		}
+	}
+}
+
+func (i *instance) kill() {
+	i.command.Process.Kill()
+	select {
+	case <-i.ended:
+	case <-time.After(10 * time.Second):
+	}
+}
+
+// terminate stops the instance and returns how long that took.
+func (i *instance) terminate() time.Duration {
+	i.w.t.Helper()
+	began := time.Now()
+	i.command.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-i.ended:
+		if err != nil {
+			i.w.t.Errorf("stopped by SIGTERM it ends with %v\n%s", err, i.log)
+		}
+	case <-time.After(30 * time.Second):
+		i.w.t.Fatalf("30 s after SIGTERM it still runs\n%s", i.log)
+	}
+	i.ended <- nil
+	return time.Since(began)
+}
+
+// call sends a request and returns the answer's status, body and headers.
+func (i *instance) call(method, path, body string, headers ...string) (int, string, http.Header) {
+	i.w.t.Helper()
+	request, err := http.NewRequest(method, i.url+path, strings.NewReader(body))
+	if err != nil {
+		i.w.t.Fatal(err)
+	}
+	for n := 0; n < len(headers); n += 2 {
+		request.Header.Set(headers[n], headers[n+1])
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		i.w.t.Fatalf("%v\n%s", err, i.log)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		i.w.t.Fatal(err)
+	}
+	return response.StatusCode, string(text), response.Header
+}
+
+func (i *instance) submit(replay bool, ids ...string) {
+	i.w.t.Helper()
+	body, err := json.Marshal(map[string]any{"job_ids": ids, "replay": replay})
+	if err != nil {
+		i.w.t.Fatal(err)
+	}
+	if status, answer, _ := i.call("POST", "/jobs", string(body)); status != http.StatusAccepted {
+		i.w.t.Fatalf("submitting jobs: %d %s", status, answer)
+	}
+}
+
+// job is what GET /jobs/{id} says.
+type servedJob struct {
+	State                                   string
+	Run                                     int
+	Published, Dead_lettered, Total_records int64
+	Reason                                  string
+}
+
+func (i *instance) job(id string) (j servedJob) {
+	i.w.t.Helper()
+	_, body, _ := i.call("GET", "/jobs/"+url.PathEscape(id), "")
+	json.Unmarshal([]byte(body), &j)
+	return j
+}
+
+// awaitState waits until the instance says so of the job's run.
+func (i *instance) awaitState(patience time.Duration, id string, run int, state string) {
+	i.w.t.Helper()
+	await(i.w.t, patience, fmt.Sprintf("job %s, run %d %s\n%s", id, run, state, i.log), func() bool {
+		j := i.job(id)
+		return j.State == state && (j.Run == run || run == 0)
+	})
+}
+
+// order writes values to the jobs topic, as a producer that is not ours.
+func (w *world) order(values ...string) {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...), kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"]+".jobs"),
+		kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	for _, value := range values {
+		if err := client.ProduceSync(w.t.Context(), &kgo.Record{Value: []byte(value)}).FirstErr(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func TestServePublishesWhatArrives(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	ids := []string{"bare=", "json/+=", "string=", "http=", "again="}
+	for n, id := range ids {
+		w.conjure(id, int64(100+n), 50)
+	}
+	i := w.serve()
+	await(t, 30*time.Second, "readiness", func() bool {
+		status, _, _ := i.call("GET", "/readyz", "")
+		return status == http.StatusOK
+	})
+	w.order("bare=", " bare=\n", `{"job_id":"json/+=","replay":false}`, `"string="`)
+	malformed := []string{`{"job":"typo="}`, `{"job_id":"x="`, `{"job_id":"x="} {}`, "two words", "", "\xff\xfe"}
+	w.order(malformed...)
+	w.order("nosuch=")
+	i.submit(false, "http=", "again=")
+	for _, id := range ids {
+		i.awaitState(30*time.Second, id, 1, "done")
+	}
+	i.awaitState(30*time.Second, "nosuch=", 0, "failed")
+	i.submit(true, "again=")
+	i.awaitState(30*time.Second, "again=", 2, "done")
+	i.terminate()
+
+	for n, id := range ids {
+		w.mustBePublished(id, int64(100+n), 1)
+	}
+	w.mustBePublished("again=", 104, 2)
+	refused := make(map[string]bool)
+	for _, m := range w.consume(w.env["KAFKA_TOPIC"] + ".dead-letter") {
+		if strings.Contains(m.headers, "reason: malformed_job; ") {
+			refused[m.value] = true
+		}
+	}
+	for _, value := range malformed {
+		if !refused[value] {
+			t.Errorf("%q is not among the dead letters", value)
+		}
+	}
+	if len(refused) != len(malformed) {
+		t.Errorf("refused: %v", refused)
+	}
+}
+
+func TestASmallJobIsDoneWhileABigOneRuns(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	w.conjure("big=", 500_000, 100)
+	w.conjure("small=", 10, 100)
+	i := w.serve("FULLSTORY_RATE_LIMIT=100", "FULLSTORY_RATE_BURST=10", "JOB_CONCURRENCY=1")
+	i.submit(false, "big=")
+	await(t, 30*time.Second, "the big job running", func() bool { return i.job("big=").Published > 5000 })
+	began := time.Now()
+	i.submit(false, "small=")
+	i.awaitState(20*time.Second, "small=", 1, "done")
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the small job took %v", took)
+	}
+	await(t, 30*time.Second, "the big job's next turn", func() bool { return i.job("big=").State == "running" })
+	i.terminate()
+	w.mustBePublished("small=", 10, 1)
+}
+
+func TestTheNextInstanceCarriesOnAtOnce(t *testing.T) {
+	w := newWorld(t, simulator.Options{Latency: 50 * time.Millisecond})
+	w.conjure("long=", 10_000, 50)
+	first, second := w.serve(), (*instance)(nil)
+	first.submit(false, "long=")
+	await(t, 30*time.Second, "some pages", func() bool { return first.job("long=").Published > 1000 })
+	second = w.serve()
+	await(t, 30*time.Second, "the second one in the group", func() bool {
+		_, body, _ := second.call("GET", "/metrics", "")
+		return strings.Contains(body, "rebound_partitions_owned 3\n")
+	})
+	has := second
+	if state := first.job("long="); state.State == "running" && strings.Contains(firstJobs(first), `"here":true`) {
+		has = first
+	}
+	other := map[*instance]*instance{first: second, second: first}[has]
+	before := w.progress("long=")["published"].(float64)
+	stopped := time.Now()
+	if took := has.terminate(); took > 5*time.Second {
+		t.Errorf("it took %v to leave", took)
+	}
+	await(t, 20*time.Second, "the other one carrying on\n"+other.log.String(), func() bool {
+		return strings.Contains(firstJobs(other), `"here":true`) && other.job("long=").State == "running"
+	})
+	if took := time.Since(stopped); took > 5*time.Second {
+		t.Errorf("the other one carried on after %v", took)
+	}
+	t.Logf("carried on after %v, from at least %.0f on", time.Since(stopped), before)
+	other.awaitState(60*time.Second, "long=", 1, "done")
+	other.terminate()
+	w.mustBePublished("long=", 10_000, 1)
+}
+
+// firstJobs returns what GET /jobs says.
+func firstJobs(i *instance) string {
+	_, body, _ := i.call("GET", "/jobs", "")
+	return body
+}
+
+func TestAParkedJobSurvivesARestart(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	w.api.Conjure(simulator.Conjured{ID: "slow=", Failures: 70, PageSize: 50, Processing: 6 * time.Second})
+	w.conjure("quick=", 120, 50)
+	i := w.serve("JOB_CONCURRENCY=1")
+	i.submit(false, "slow=")
+	i.awaitState(30*time.Second, "slow=", 0, "parked")
+	i.submit(false, "quick=")
+	i.awaitState(5*time.Second, "quick=", 1, "done")
+	i.kill()
+	again := w.serve("JOB_CONCURRENCY=1")
+	again.awaitState(60*time.Second, "slow=", 1, "done")
+	again.terminate()
+	w.mustBePublished("slow=", 70, 1)
+	w.mustBePublished("quick=", 120, 1)
+}
+
+// TestOrdersThatComeAgainAreCarriedOutOnce goes back to the begin of the jobs
+// topic, as a group does that has lost its offsets.
+func TestOrdersThatComeAgainAreCarriedOutOnce(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	w.conjure("a=", 200, 50)
+	w.conjure("b=", 30, 50)
+	i := w.serve()
+	i.submit(false, "a=", "b=")
+	i.submit(true, "a=")
+	i.submit(true, "a=", "b=")
+	i.awaitState(30*time.Second, "a=", 3, "done")
+	i.awaitState(30*time.Second, "b=", 2, "done")
+	i.terminate()
+
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	if _, err := admin.DeleteGroups(t.Context(), w.env["KAFKA_TOPIC"]); err != nil {
+		t.Fatal(err)
+	}
+
+	w.conjure("last=", 20, 50)
+	again := w.serve()
+	again.submit(true, "last=")
+	again.awaitState(30*time.Second, "last=", 1, "done")
+	await(t, 30*time.Second, "everything looked at\n"+again.log.String(), func() bool { return strings.Count(again.log.String(), "skipped") == 5 })
+	again.terminate()
+	for id, runs := range map[string]float64{"a=": 3, "b=": 2, "last=": 1} {
+		if p := w.progress(id); p["run"] != runs || p["state"] != "done" {
+			t.Errorf("job %s: %v, want run %v", id, p, runs)
+		}
+	}
+	for run := 1; run <= 3; run++ {
+		w.mustBePublished("a=", 200, run)
+	}
+}
+
+// TestAReplayThatWasKilledGoesOn kills instances amid a replay: the run goes on
+// and no other one begins.
+func TestAReplayThatWasKilledGoesOn(t *testing.T) {
+	w := newWorld(t, simulator.Options{Latency: 10 * time.Millisecond})
+	w.conjure("r=", 3000, 50)
+	i := w.serve()
+	i.submit(false, "r=")
+	i.awaitState(30*time.Second, "r=", 1, "done")
+	i.submit(true, "r=")
+	await(t, 30*time.Second, "some of run 2", func() bool { j := i.job("r="); return j.Run == 2 && j.Published > 500 })
+	i.kill()
+	i = w.serve()
+	i.awaitState(60*time.Second, "r=", 2, "done")
+	i.terminate()
+	w.mustBePublished("r=", 3000, 1)
+	w.mustBePublished("r=", 3000, 2)
+}
+
+func TestIntakeAnswersWhatIsWrong(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	i := w.serve("HTTP_TOKEN=s3cret", "LOG_LEVEL=info")
+	const authorized = "Bearer s3cret"
+	many := make([]string, 100_000)
+	for n := range many {
+		many[n] = fmt.Sprintf("many%d=", n)
+	}
+	manyIDs, err := json.Marshal(map[string]any{"job_ids": many})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, method, path, body string
+		token                    string
+		status                   int
+		want                     string
+	}{
+		{"no token", "POST", "/jobs", `{"job_ids":["a="]}`, "", 401, "HTTP_TOKEN"},
+		{"a wrong token", "POST", "/jobs", `{"job_ids":["a="]}`, "Bearer s3creT", 401, "HTTP_TOKEN"},
+		{"a token that begins rightly", "POST", "/jobs", `{"job_ids":["a="]}`, "Bearer s3cre", 401, "HTTP_TOKEN"},
+		{"another scheme", "POST", "/jobs", `{"job_ids":["a="]}`, "Basic s3cret", 401, "HTTP_TOKEN"},
+		{"no JSON", "POST", "/jobs", `job_ids=a`, authorized, 400, `{\"job_ids\"`},
+		{"half of it", "POST", "/jobs", `{"job_ids":["a="`, authorized, 400, "EOF"},
+		{"more after it", "POST", "/jobs", `{"job_ids":["a="]}{}`, authorized, 400, "follows"},
+		{"a typo", "POST", "/jobs", `{"job_id":["a="]}`, authorized, 400, "job_id"},
+		{"a number for an id", "POST", "/jobs", `{"job_ids":[5]}`, authorized, 400, "number"},
+		{"nothing", "POST", "/jobs", `{}`, authorized, 422, "job_ids is empty"},
+		{"an id with a space", "POST", "/jobs", `{"job_ids":["a=","b c"]}`, authorized, 422, "/job_ids/1"},
+		{"an empty id", "POST", "/jobs", `{"job_ids":[""]}`, authorized, 422, "/job_ids/0"},
+		{"an id with a NUL", "POST", "/jobs", `{"job_ids":["a\u0000"]}`, authorized, 422, "control"},
+		{"dots for an id", "POST", "/jobs", `{"job_ids":[".."]}`, authorized, 422, "no job id"},
+		{"a huge body", "POST", "/jobs", `{"job_ids":["` + strings.Repeat("a", 9<<20) + `"]}`, authorized, 413, "larger"},
+		{"another method", "DELETE", "/jobs", "", authorized, 405, "GET and POST"},
+		{"another path", "GET", "/admin", "", authorized, 404, "/metrics"},
+		{"an unknown job", "GET", "/jobs/nosuch=", "", "", 404, "nothing is known"},
+		{"odd characters, twice", "POST", "/jobs", `{"job_ids":["ü//%2F?#=","ü//%2F?#="]}`, authorized, 202, `{"accepted":1,"duplicates":1}`},
+		{"a hundred thousand", "POST", "/jobs", string(manyIDs), authorized, 202, `"accepted":100000`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			headers := []string{"Content-Type", "application/json"}
+			if c.token != "" {
+				headers = append(headers, "Authorization", c.token)
+			}
+			status, body, header := i.call(c.method, c.path, c.body, headers...)
+			if status != c.status || !strings.Contains(body, c.want) {
+				t.Errorf("%d %.300s, want %d and %q", status, body, c.status, c.want)
+			}
+			if status >= 400 && header.Get("Content-Type") != "application/problem+json" {
+				t.Errorf("content type %q", header.Get("Content-Type"))
+			}
+			if header.Get("Access-Control-Allow-Origin") != "" || !strings.Contains(header.Get("Content-Security-Policy"), "default-src 'none'") {
+				t.Errorf("headers: %v", header)
+			}
+		})
+	}
+	t.Run("another site's page", func(t *testing.T) {
+		status, _, _ := i.call("POST", "/jobs", `{"job_ids":["a="]}`, "Authorization", authorized, "Origin", "https://elsewhere.example", "Sec-Fetch-Site", "cross-site")
+		if status != http.StatusForbidden {
+			t.Errorf("status %d", status)
+		}
+	})
+	if strings.Contains(i.log.String(), "s3cret") {
+		t.Error("the token is in the log")
+	}
+}
+
+func TestIntakeWithoutTokenIsForThisMachineOnly(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	i := w.serve("HTTP_ADDR=0.0.0.0:0")
+	i.url = strings.Replace(i.url, "[::]", "127.0.0.1", 1)
+	i.url = strings.Replace(i.url, "0.0.0.0", "127.0.0.1", 1)
+	if status, body, _ := i.call("POST", "/jobs", `{"job_ids":["a="]}`); status != http.StatusForbidden || !strings.Contains(body, "HTTP_TOKEN") {
+		t.Errorf("%d %s", status, body)
+	}
+	local := w.serve()
+	request, err := http.NewRequest("POST", local.url+"/jobs", strings.NewReader(`{"job_ids":["a="]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Host = "rebound.attacker.example" // a name that was made to point here
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusForbidden {
+		t.Errorf("under a foreign name: %d", response.StatusCode)
+	}
+}
