@@ -138,7 +138,7 @@ func outage(t *testing.T, broker int) int {
 
 // compareWithKcat reads the topics with kcat and has .ci/compare.py compare what
 // came with what the simulator holds.
-func (w *watched) compareWithKcat(ids []string) {
+func (w *world) compareWithKcat(ids []string) {
 	w.t.Helper()
 	w.consume(w.env["KAFKA_TOPIC"]) // waits until no transaction is open
 	file := filepath.Join(w.t.TempDir(), "messages")

@@ -1,14 +1,21 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -28,8 +35,9 @@ func (p program) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "See it work on this machine, with nothing installed",
 		Long: `Runs everything on this machine: an embedded Kafka broker, a simulated FullStory
-API that goes wrong now and then, and a few jobs whose failures are published. It
-then reads everything back and compares it with what FullStory has.`,
+API that goes wrong now and then, and "rebound serve" with its status page, which
+is given a few jobs. When all are through it reads everything back and compares it
+with what FullStory has.`,
 		Args: noArguments,
 	}
 	command.Flags().BoolVar(&keep, "keep", false, "leave everything up afterwards, to look around, until Ctrl-C")
@@ -88,7 +96,7 @@ func (p program) demo(ctx context.Context, keep bool) error {
 	defer stopServing()
 	go serveHTTP(serving, listener, api)
 	baseURL := "http://" + listener.Addr().String()
-	fmt.Fprintf(p.stdout, "FullStory API, simulated:  %s, with %s\n\n", baseURL, faults)
+	fmt.Fprintf(p.stdout, "FullStory API, simulated:  %s, with %s\n", baseURL, faults)
 
 	c, err := config.Load(ctx, func(variable string) (string, bool) {
 		switch variable {
@@ -103,29 +111,135 @@ func (p program) demo(ctx context.Context, keep bool) error {
 	if err != nil {
 		return err
 	}
+	listener, err = listenOn(usualAddr)
+	if err != nil {
+		return err
+	}
+	note = ""
+	if listener.Addr().String() != usualAddr {
+		note = fmt.Sprintf(" (%s is taken)", usualAddr)
+	}
+	page := "http://" + listener.Addr().String()
+	fmt.Fprintf(p.stdout, "rebound serve, its page:   %s%s\n\n", page, note)
+	instance := make(chan error, 1)
+	go func() {
+		defer close(instance)
+		instance <- p.serveOn(serving, c, listener)
+	}()
+
 	var ids []string
 	for _, job := range demoJobs {
 		ids = append(ids, job.ID)
 	}
-	fmt.Fprintf(p.stdout, "$ rebound run %s\n", strings.Join(ids, " "))
-	if err := p.runJobs(ctx, c, ids, false, false); err != nil {
-		return err
+	err = p.watchDemo(ctx, c, page, ids, instance)
+	if err == nil {
+		err = p.showDemo(ctx, c, ids)
 	}
-	if err := p.showDemo(ctx, c, ids); err != nil {
-		return err
-	}
-	if !keep {
-		return nil
-	}
-	fmt.Fprintf(p.stdout, `
+	if err == nil && keep {
+		fmt.Fprintf(p.stdout, `
 Everything stays up until Ctrl-C. Look around:
+  %[7]s in a browser; curl -s %[7]s/jobs; curl -s %[7]s/metrics
+  curl -d '{"job_ids":["%[5]s"],"replay":true}' %[7]s/jobs
   kcat -b %[1]s -C -t %[2]s -o beginning -e -X isolation.level=read_committed -f '%%k %%h %%s\n' | head
   kcat -b %[1]s -C -t %[3]s -o beginning -e -f '%%k %%s\n'
   curl -s -H 'Authorization: Basic demo' %[4]s/v2/users/batch/%[5]s
   FULLSTORY_API_KEY=demo FULLSTORY_BASE_URL=%[4]s KAFKA_BROKERS=%[1]s rebound verify %[6]s
-`, brokers, c.KafkaTopic, c.KafkaProgressTopic, baseURL, demoJobs[0].ID, demoJobs[0].ID)
-	<-ctx.Done()
-	return ctx.Err()
+`, brokers, c.KafkaTopic, c.KafkaProgressTopic, baseURL, demoJobs[0].ID, demoJobs[0].ID, page)
+		<-ctx.Done()
+		err = ctx.Err()
+	}
+	stopServing()
+	return cmp.Or(err, <-instance)
+}
+
+// usualAddr is where the demo's page is, unless something else is there.
+const usualAddr = "127.0.0.1:8080"
+
+func listenOn(usual string) (net.Listener, error) {
+	listener, err := net.Listen("tcp", usual)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		listener, err = net.Listen("tcp", "127.0.0.1:0")
+	}
+	return listener, err
+}
+
+// watchDemo submits the jobs over HTTP, as anybody would, and shows how they get
+// on until all have ended or the instance has.
+func (p program) watchDemo(ctx context.Context, c *config.Config, page string, ids []string, instance <-chan error) error {
+	body, err := json.Marshal(map[string]any{"job_ids": ids})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "$ curl -d '%s' %s/jobs\n", body, page)
+	if err := submit(ctx, page, body); err != nil {
+		return err
+	}
+	kafka, err := openKafka(ctx, c, p.log(c))
+	if err != nil {
+		return err
+	}
+	defer kafka.Close()
+
+	display := newDisplay(p.stderr, len(ids))
+	display.start(ctx, slog.New(slog.DiscardHandler))
+	ended := make(map[string]outcome)
+	for len(ended) < len(ids) {
+		select {
+		case <-ctx.Done():
+			display.stop()
+			return ctx.Err()
+		case err := <-instance:
+			display.stop()
+			return fmt.Errorf("the instance has ended: %w", err)
+		case <-time.After(lineInterval):
+		}
+		for _, id := range ids {
+			progress, err := kafka.Progress(ctx, id)
+			if err != nil {
+				display.stop()
+				return err
+			}
+			if _, done := ended[id]; done || progress.JobID == "" {
+				continue
+			}
+			display.report(progress)
+			if progress.State != pipeline.Running {
+				o := outcome{id: id, Outcome: pipeline.Outcome{Progress: progress}}
+				if progress.State != pipeline.Done {
+					o.err = errors.New(progress.Reason)
+				}
+				ended[id] = o
+				display.end(id)
+			}
+		}
+	}
+	display.stop()
+	var outcomes []outcome
+	for _, id := range ids {
+		outcomes = append(outcomes, ended[id])
+	}
+	return p.sumUp(ctx, p.stdout, outcomes)
+}
+
+// submit posts jobs to an instance that may not be up yet.
+func submit(ctx context.Context, page string, body []byte) error {
+	for began := time.Now(); ; time.Sleep(lineInterval) {
+		request, err := http.NewRequestWithContext(ctx, http.MethodPost, page+"/jobs", bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusAccepted {
+				return nil
+			}
+			err = fmt.Errorf("%s/jobs answers %s", page, response.Status)
+		}
+		if ctx.Err() != nil || time.Since(began) > 20*time.Second {
+			return err
+		}
+	}
 }
 
 // showDemo reads everything back: a message, what there is of each code, and

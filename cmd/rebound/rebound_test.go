@@ -346,16 +346,21 @@ func (w *world) mustBePublished(id string, failures int64, run int) {
 // progress returns the newest committed progress of a job, as it stands.
 func (w *world) progress(id string) map[string]any {
 	w.t.Helper()
-	var progress map[string]any
+	return w.allProgress()[id]
+}
+
+// allProgress returns that of all jobs.
+func (w *world) allProgress() map[string]map[string]any {
+	w.t.Helper()
+	all := make(map[string]map[string]any)
 	for _, m := range w.consume(w.env["KAFKA_TOPIC"] + ".progress") {
-		if m.key == id {
-			progress = nil
-			if err := json.Unmarshal([]byte(m.value), &progress); err != nil {
-				w.t.Fatal(err)
-			}
+		var progress map[string]any
+		if err := json.Unmarshal([]byte(m.value), &progress); err != nil {
+			w.t.Fatal(err)
 		}
+		all[m.key] = progress
 	}
-	return progress
+	return all
 }
 
 // committedEnds returns the ends of the topic's partitions once no transaction is

@@ -19,6 +19,8 @@ import (
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"rebound/config"
@@ -154,6 +156,11 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 		fmt.Fprintln(p.stderr, "stopping: what is complete is committed; another signal leaves at once, and nothing is lost then either")
 	})()
 
+	tracer, flush, err := p.tracer(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	p.limitMemory(min(len(ids), c.JobConcurrency))
 	outcomes := make([]outcome, len(ids))
 	display.start(ctx, log)
@@ -166,6 +173,8 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 				outcomes[i].err = ctx.Err()
 				return nil
 			}
+			ctx, span := tracer.Start(ctx, "job", trace.WithAttributes(attribute.String("rebound.job", id)))
+			defer span.End()
 			result, err := runner.Run(ctx, pipeline.Order{JobID: id, Replay: replay})
 			outcomes[i].Outcome, outcomes[i].err = result, err
 			display.end(id)

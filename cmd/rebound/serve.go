@@ -52,18 +52,26 @@ func name() string {
 }
 
 func (p program) serve(ctx context.Context, c *config.Config) error {
+	if c.HTTPAddr == "" {
+		return p.serveOn(ctx, c, nil)
+	}
+	listener, err := net.Listen("tcp", c.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("HTTP_ADDR: %w; set it to a free address, or empty for no HTTP", err)
+	}
+	defer listener.Close()
+	return p.serveOn(ctx, c, listener)
+}
+
+// serveOn is an instance, whose HTTP side is on the listener; nil is none.
+func (p program) serveOn(ctx context.Context, c *config.Config, listener net.Listener) error {
 	log := p.log(c)
 	options, err := kafkaOptions(ctx, c, log)
 	if err != nil {
 		return err
 	}
 	options.Topics.Jobs = c.KafkaJobsTopic
-	var listener net.Listener
-	if c.HTTPAddr != "" {
-		if listener, err = net.Listen("tcp", c.HTTPAddr); err != nil {
-			return fmt.Errorf("HTTP_ADDR: %w; set it to a free address, or empty for no HTTP", err)
-		}
-		defer listener.Close()
+	if listener != nil {
 		log.Info("status page", "url", "http://"+listener.Addr().String())
 	}
 	kafka, err := sink.Open(ctx, options)
@@ -72,6 +80,11 @@ func (p program) serve(ctx context.Context, c *config.Config) error {
 	}
 	defer kafka.Close()
 
+	tracer, flush, err := p.tracer(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	metrics := status.NewMetrics()
 	bucket := source.NewBucket(0, 0)
 	api := sourceOptions(c, log)
@@ -88,7 +101,7 @@ func (p program) serve(ctx context.Context, c *config.Config) error {
 			CommitInterval: c.CommitInterval, RetryTimeout: c.KafkaRetryTimeout, Observe: metrics.Committed, Log: log,
 		},
 		Concurrency: c.JobConcurrency, JobTimeout: c.FullStoryJobTimeout, ShutdownTimeout: c.ShutdownTimeout,
-		Ended: metrics.Ended, Log: log,
+		Ended: metrics.Ended, Tracer: tracer, Log: log,
 	})
 	metrics.Watch(instance, bucket.Waited)
 

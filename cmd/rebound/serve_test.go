@@ -243,6 +243,7 @@ func TestASmallJobIsDoneWhileABigOneRuns(t *testing.T) {
 }
 
 func TestTheNextInstanceCarriesOnAtOnce(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t, simulator.Options{Latency: 50 * time.Millisecond})
 	w.conjure("long=", 10_000, 50)
 	first, second := w.serve(), (*instance)(nil)
@@ -282,6 +283,7 @@ func firstJobs(i *instance) string {
 }
 
 func TestAParkedJobSurvivesARestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, simulator.Options{})
 	w.api.Conjure(simulator.Conjured{ID: "slow=", Failures: 70, PageSize: 50, Processing: 6 * time.Second})
 	w.conjure("quick=", 120, 50)
@@ -341,6 +343,7 @@ func TestOrdersThatComeAgainAreCarriedOutOnce(t *testing.T) {
 // TestAReplayThatWasKilledGoesOn kills instances amid a replay: the run goes on
 // and no other one begins.
 func TestAReplayThatWasKilledGoesOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, simulator.Options{Latency: 10 * time.Millisecond})
 	w.conjure("r=", 3000, 50)
 	i := w.serve()

@@ -46,7 +46,7 @@ type Options struct {
 	ShutdownTimeout time.Duration
 	// Ended is told of each order that was carried out.
 	Ended func(Ended)
-	// Tracer makes a span a job; nil makes none.
+	// Tracer makes a span a job.
 	Tracer trace.Tracer
 	Log    *slog.Logger
 }
@@ -268,12 +268,9 @@ func (f *Fleet) deliver(ctx context.Context, p *partition, d sink.Delivery) {
 
 // run runs a job for the scheduler.
 func (f *Fleet) run(ctx context.Context, d sink.Delivery) (pipeline.Outcome, error) {
-	if f.Tracer != nil {
-		carrier := propagation.MapCarrier{"traceparent": d.Trace}
-		var span trace.Span
-		ctx, span = f.Tracer.Start(propagation.TraceContext{}.Extract(ctx, carrier), "job", trace.WithAttributes(attribute.String("rebound.job", d.JobID)))
-		defer span.End()
-	}
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": d.Trace})
+	ctx, span := f.Tracer.Start(ctx, "job", trace.WithAttributes(attribute.String("rebound.job", d.JobID)))
+	defer span.End()
 	return f.Runner.Run(ctx, d.Order)
 }
 
