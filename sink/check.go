@@ -13,8 +13,9 @@ import (
 )
 
 // Check tries whether the options work, changing nothing, and calls report for
-// each thing that it tried: with how it is, or with what is wrong.
-func Check(ctx context.Context, options Options, report func(what, how string, err error)) {
+// each thing that it tried: with how it is, or with what is wrong. Where there is
+// a jobs topic, group is the consumer group that shares it.
+func Check(ctx context.Context, options Options, group string, report func(what, how string, err error)) {
 	k := connect(options)
 	defer k.Close()
 
@@ -29,10 +30,13 @@ func Check(ctx context.Context, options Options, report func(what, how string, e
 			continue
 		}
 		err := k.mayWrite(ctx, topic)
-		if err == nil && topic == options.Topics.Progress {
+		if err == nil && (topic == options.Topics.Progress || topic == options.Topics.Jobs) {
 			err = k.mayRead(ctx, topic)
 		}
 		report("topic "+topic, fmt.Sprintf("%d partitions, may be written to", len(k.layout.partitions[topic])), err)
+	}
+	if options.Topics.Jobs != "" {
+		report("consumer group "+group, "may be joined", k.mayJoin(ctx, group))
 	}
 	if options.ExactlyOnce {
 		report("transactions", "are allowed", k.mayTransact(ctx))
@@ -63,6 +67,22 @@ func (k *Kafka) mayRead(ctx context.Context, topic string) error {
 		return fmt.Errorf("%w: grant rebound's user the ACL Read on it", err)
 	}
 	return explain(err)
+}
+
+// mayJoin asks for the heartbeat of a member that there is not.
+func (k *Kafka) mayJoin(ctx context.Context, group string) error {
+	return explain(k.retry(ctx, "ask for the consumer group", func(ctx context.Context) error {
+		response, err := k.client.Heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: group, GenerationID: 1, MemberID: "rebound check"})
+		if err != nil {
+			return err
+		}
+		switch {
+		case errors.Is(response.Error, kafka.UnknownMemberId), errors.Is(response.Error, kafka.IllegalGeneration),
+			errors.Is(response.Error, kafka.RebalanceInProgress), errors.Is(response.Error, kafka.GroupIdNotFound):
+			return nil
+		}
+		return response.Error
+	}))
 }
 
 // mayTransact opens a producer with a transactional id that no job has.

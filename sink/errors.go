@@ -15,6 +15,7 @@ var hints = map[kafka.Error]string{
 	kafka.RecordListTooLarge:                 "raise the topic's segment.bytes",
 	kafka.InvalidRecord:                      "the topic with the failed users must not be compacted, nor demand timestamps of the past",
 	kafka.TopicAuthorizationFailed:           "grant rebound's user the ACLs Describe and Write on its topics, and Read on the progress topic",
+	kafka.GroupAuthorizationFailed:           "grant rebound's user the ACL Read on the consumer group (KAFKA_GROUP_ID)",
 	kafka.ClusterAuthorizationFailed:         "grant rebound's user the ACL IdempotentWrite on the cluster",
 	kafka.TransactionalIDAuthorizationFailed: "grant rebound's user the ACLs Describe and Write on transactional ids that begin with KAFKA_PROGRESS_TOPIC, or set KAFKA_DELIVERY=at-least-once",
 	kafka.InvalidTransactionTimeout:          "raise the brokers' transaction.max.timeout.ms to 30000 or more",

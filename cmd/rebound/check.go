@@ -15,13 +15,16 @@ import (
 )
 
 func (p program) checkCommand() *cobra.Command {
+	var serve bool
 	command := &cobra.Command{
 		Use:   "check [JOB_ID…]",
 		Short: "Try the configuration for real, changing nothing",
 		Long: `Tries the configuration for real: the API key, the brokers, the topics and the
 permissions. It prints a line a check and changes nothing. Given job ids, it
-looks whether their failures can be read, too.`,
+looks whether their failures can be read, too; with --serve, whether what serve
+needs besides is there.`,
 	}
+	command.Flags().BoolVar(&serve, "serve", false, "try the jobs topic and the consumer group, too")
 	settings := p.settings(command)
 	command.RunE = func(command *cobra.Command, ids []string) error {
 		for _, id := range ids {
@@ -33,7 +36,7 @@ looks whether their failures can be read, too.`,
 		if err != nil {
 			return err
 		}
-		return p.check(command.Context(), c, ids)
+		return p.check(command.Context(), c, ids, serve)
 	}
 	return command
 }
@@ -41,7 +44,7 @@ looks whether their failures can be read, too.`,
 // checkPatience is how long a check waits for brokers that do not answer.
 const checkPatience = 5 * time.Second
 
-func (p program) check(ctx context.Context, c *config.Config, ids []string) error {
+func (p program) check(ctx context.Context, c *config.Config, ids []string, serve bool) error {
 	failed := false
 	report := func(what, how string, err error) {
 		if err != nil {
@@ -64,7 +67,10 @@ func (p program) check(ctx context.Context, c *config.Config, ids []string) erro
 	if err != nil {
 		return err
 	}
-	sink.Check(ctx, options, report)
+	if serve {
+		options.Topics.Jobs = c.KafkaJobsTopic
+	}
+	sink.Check(ctx, options, c.KafkaGroupID, report)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
