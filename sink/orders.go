@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,15 +100,21 @@ func delivery(r *record, partition int) Delivery {
 // have them. An order has its job's partition, so that one job's orders are
 // carried out one after the other. Where it fails some may be there all the same.
 func (k *Kafka) Submit(ctx context.Context, orders []pipeline.Order) error {
-	records := make([]pipeline.Message, 0, len(orders))
-	for _, o := range orders {
-		value, err := json.Marshal(order{o.JobID, o.Replay})
-		if err != nil {
+	const atOnce = 5000
+	for some := range slices.Chunk(orders, atOnce) {
+		records := make([]pipeline.Message, len(some))
+		for i, o := range some {
+			value, err := json.Marshal(order{o.JobID, o.Replay})
+			if err != nil {
+				return err
+			}
+			records[i] = pipeline.Message{Key: []byte(o.JobID), Value: value}
+		}
+		if err := k.orders.write(ctx, k, k.options.Topics.Jobs, records); err != nil {
 			return err
 		}
-		records = append(records, pipeline.Message{Key: []byte(o.JobID), Value: value})
 	}
-	return k.orders.write(ctx, k, k.options.Topics.Jobs, records)
+	return nil
 }
 
 // Refuse takes a record that is no order to the dead letter topic, with the

@@ -367,8 +367,11 @@ func (f *Fleet) Partitions() []int {
 	return ids
 }
 
-// Tasks returns this instance's orders that are not carried out yet.
-func (f *Fleet) Tasks() []Task { return f.scheduler.Tasks() }
+// Tasks returns this instance's orders; see [Scheduler.Tasks].
+func (f *Fleet) Tasks(limit int) []Task { return f.scheduler.Tasks(limit) }
+
+// Task returns this instance's order for a job.
+func (f *Fleet) Task(jobID string) (Task, bool) { return f.scheduler.Task(jobID) }
 
 // Counts returns how many orders are in each state in this instance.
 func (f *Fleet) Counts() map[State]int { return f.scheduler.Counts() }

@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -188,17 +187,51 @@ func (s *Scheduler) Report(p pipeline.Progress) {
 	t.progress = p
 }
 
-// Tasks returns all orders that are not carried out yet, in the order in which
-// they came to their state.
-func (s *Scheduler) Tasks() []Task {
+// Tasks returns orders that are not carried out yet: those that run, those that
+// are parked, and those that are queued, each in the order in which they came to
+// that, and of the latter two limit at most.
+func (s *Scheduler) Tasks(limit int) []Task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]Task, 0, len(s.tasks))
+	var running, parked, list []*task
 	for _, t := range s.tasks {
-		list = append(list, Task{t.JobID, t.state, t.since, t.why, t.until, t.progress})
+		switch t.state {
+		case Running:
+			running = append(running, t)
+		case Parked:
+			parked = append(parked, t)
+		}
 	}
-	slices.SortFunc(list, func(a, b Task) int { return a.Since.Compare(b.Since) })
-	return list
+	bySince := func(a, b *task) int { return a.since.Compare(b.since) }
+	slices.SortFunc(running, bySince)
+	slices.SortFunc(parked, bySince)
+	list = append(list, running...)
+	list = append(list, parked[:min(len(parked), limit)]...)
+	list = append(list, s.queue[:min(len(s.queue), limit)]...)
+	described := make([]Task, len(list))
+	for i, t := range list {
+		described[i] = t.describe()
+	}
+	return described
+}
+
+// Task returns an order for the job that is not carried out yet.
+func (s *Scheduler) Task(jobID string) (Task, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.running[jobID]; t != nil {
+		return t.describe(), true
+	}
+	for _, t := range s.tasks {
+		if t.JobID == jobID {
+			return t.describe(), true
+		}
+	}
+	return Task{}, false
+}
+
+func (t *task) describe() Task {
+	return Task{t.JobID, t.state, t.since, t.why, t.until, t.progress}
 }
 
 // Counts returns how many orders are in each state.
@@ -232,17 +265,18 @@ func (s *Scheduler) schedule() {
 		return
 	}
 	waiting := 0
-	s.queue = slices.DeleteFunc(s.queue, func(t *task) bool {
-		if s.running[t.JobID] != nil {
-			return false
-		}
-		if len(s.running) >= s.Concurrency {
+	for i := 0; i < len(s.queue) && waiting < s.Concurrency; {
+		switch t := s.queue[i]; {
+		case s.running[t.JobID] != nil:
+			i++
+		case len(s.running) >= s.Concurrency:
 			waiting++
-			return false
+			i++
+		default:
+			s.queue = slices.Delete(s.queue, i, i+1)
+			s.start(t)
 		}
-		s.start(t)
-		return true
-	})
+	}
 	if waiting == 0 {
 		return
 	}
@@ -435,9 +469,4 @@ func (s *Scheduler) lookElsewhere(t *task) {
 		return
 	}
 	s.enqueue(t)
-}
-
-// String describes a task in a line.
-func (t Task) String() string {
-	return fmt.Sprintf("%s %s %d/%d %s", t.JobID, t.State, t.Progress.Position(), t.Progress.TotalRecords, t.Why)
 }

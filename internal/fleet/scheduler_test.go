@@ -181,7 +181,7 @@ func TestAJobThatIsProcessedIsParkedAndHoldsUpNobody(t *testing.T) {
 		if len(s.ended) != 20 {
 			t.Errorf("%d of 20 other jobs have ended", len(s.ended))
 		}
-		tasks := s.Tasks()
+		tasks := s.Tasks(10)
 		if len(tasks) != 1 || tasks[0].State != Parked || tasks[0].Why == "" {
 			t.Errorf("tasks: %v", tasks)
 		}
@@ -238,7 +238,7 @@ func TestHowARunEndsDecidesWhatBecomesOfTheOrder(t *testing.T) {
 				s.order(0, "x", 1)
 				synctest.Wait()
 				_, ended := s.ended["x"]
-				tasks := s.Tasks()
+				tasks := s.Tasks(10)
 				if ended != (c.state == "") || len(tasks) > 1 || len(tasks) == 1 && tasks[0].State != c.state {
 					t.Errorf("ended: %v, tasks: %v", ended, tasks)
 				}
@@ -288,7 +288,7 @@ func TestWhatAnotherInstanceHasIsStopped(t *testing.T) {
 		s.Drop(0)
 		synctest.Wait()
 		pass(time.Minute)
-		if tasks := s.Tasks(); len(tasks) > 0 || len(s.ended) > 0 || s.published["runs"] > 100 {
+		if tasks := s.Tasks(10); len(tasks) > 0 || len(s.ended) > 0 || s.published["runs"] > 100 {
 			t.Errorf("tasks %v, ended %v, pages %v", tasks, s.ended, s.published)
 		}
 	})

@@ -145,7 +145,7 @@ func (b *board) take(p pipeline.Progress) {
 }
 
 func (b *board) sample(records int64, now time.Time) {
-	tasks := b.fleet.Tasks()
+	tasks := b.fleet.Tasks(0)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.total.sample(records, now)
@@ -167,11 +167,9 @@ func (b *board) sample(records int64, now time.Time) {
 // jobs returns the jobs: first this instance's, those that run at the head; then
 // the others, the latest first.
 func (b *board) jobs() []job {
-	tasks := b.fleet.Tasks()
+	tasks := b.fleet.Tasks(maxRecent)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	order := map[fleet.State]int{fleet.Running: 0, fleet.Parked: 1, fleet.Queued: 2}
-	slices.SortStableFunc(tasks, func(x, y fleet.Task) int { return cmp.Compare(order[x.State], order[y.State]) })
 	list := make([]job, 0, len(tasks)+len(b.recent))
 	here := make(map[string]bool)
 	for _, t := range tasks {
@@ -194,14 +192,13 @@ func (b *board) jobs() []job {
 
 // here returns a job of this instance.
 func (b *board) here(id string) (job, bool) {
-	for _, t := range b.fleet.Tasks() {
-		if t.JobID == id {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return b.describe(t), true
-		}
+	t, ok := b.fleet.Task(id)
+	if !ok {
+		return job{}, false
 	}
-	return job{}, false
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.describe(t), true
 }
 
 // describe is called with the lock held.

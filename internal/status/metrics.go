@@ -216,7 +216,7 @@ func (c *fleetCollector) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
 	seen := make(map[string]bool)
-	for _, t := range c.fleet.Tasks() {
+	for _, t := range c.fleet.Tasks(0) {
 		if t.State != fleet.Running || seen[t.JobID] {
 			continue
 		}

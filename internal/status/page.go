@@ -35,7 +35,7 @@ type view struct {
 	MoreQueued       int
 	Ended            []row
 	Codes            []bar
-	NRunning, NEnded int
+	NRunning         int
 	NParked, NQueued int
 }
 
@@ -95,21 +95,14 @@ func (s *Server) view() view {
 			v.Ended = append(v.Ended, r)
 		}
 	}
-	v.NEnded = len(v.Ended)
-	v.Parked, v.MoreParked = first(v.Parked, maxWaiting)
-	v.Queued, v.MoreQueued = first(v.Queued, maxWaiting)
-	v.Ended, _ = first(v.Ended, maxEnded)
-	v.Elsewhere, _ = first(v.Elsewhere, maxWaiting)
+	v.Parked, v.Queued = first(v.Parked, maxWaiting), first(v.Queued, maxWaiting)
+	v.MoreParked, v.MoreQueued = v.NParked-len(v.Parked), v.NQueued-len(v.Queued)
+	v.Ended, v.Elsewhere = first(v.Ended, maxEnded), first(v.Elsewhere, maxWaiting)
 	v.Codes = bars(s.Metrics.byCode())
 	return v
 }
 
-func first(rows []row, n int) ([]row, int) {
-	if len(rows) <= n {
-		return rows, 0
-	}
-	return rows[:n], len(rows) - n
-}
+func first(rows []row, n int) []row { return rows[:min(len(rows), n)] }
 
 func rowOf(j job, now time.Time) row {
 	r := row{job: j, Key: fmt.Sprintf("job-%x", j.JobID), Href: "jobs/" + url.PathEscape(j.JobID)}

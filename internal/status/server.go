@@ -27,7 +27,8 @@ import (
 
 // Fleet is the instance that is shown.
 type Fleet interface {
-	Tasks() []fleet.Task
+	Tasks(limit int) []fleet.Task
+	Task(jobID string) (fleet.Task, bool)
 	Counts() map[fleet.State]int
 	Share() (partitions, of int, perSecond float64)
 	Ready() error
@@ -77,7 +78,7 @@ func New(options Options) *Server {
 		board:   newBoard(options.Fleet),
 		page:    template.Must(template.ParseFS(files, "page.html")),
 		mux:     http.NewServeMux(),
-		intake:  make(chan struct{}, 4),
+		intake:  make(chan struct{}, 2),
 		viewers: make(chan struct{}, 100),
 	}
 	s.mux.HandleFunc("GET /{$}", s.showPage)
@@ -208,11 +209,11 @@ func (s *Server) notReady(ctx context.Context) error {
 const maxListed = 1000
 
 // listJobs answers with the jobs of this instance that are not through, and with
-// those of all instances that changed last; known counts them before the list is
-// cut.
+// those of all instances that changed last; counts has this instance's by state,
+// whether they are listed or not.
 func (s *Server) listJobs(w http.ResponseWriter, _ *http.Request) {
 	jobs := s.board.jobs()
-	writeJSON(w, http.StatusOK, map[string]any{"known": len(jobs), "jobs": jobs[:min(len(jobs), maxListed)]})
+	writeJSON(w, http.StatusOK, map[string]any{"counts": s.Fleet.Counts(), "jobs": jobs[:min(len(jobs), maxListed)]})
 }
 
 // showJob answers with one job.

@@ -18,7 +18,7 @@ import (
 // crowd is an instance with so many jobs that run.
 type crowd int
 
-func (c crowd) Tasks() (tasks []fleet.Task) {
+func (c crowd) Tasks(int) (tasks []fleet.Task) {
 	for i := range int(c) {
 		id := fmt.Sprintf("ZXhhbXBsZS1qb2It%06d==", i)
 		tasks = append(tasks, fleet.Task{JobID: id, State: fleet.Running, Since: time.Now(),
@@ -27,9 +27,10 @@ func (c crowd) Tasks() (tasks []fleet.Task) {
 	return tasks
 }
 
-func (c crowd) Counts() map[fleet.State]int { return map[fleet.State]int{fleet.Running: int(c)} }
-func (c crowd) Share() (int, int, float64)  { return 3, 6, 5 }
-func (c crowd) Ready() error                { return nil }
+func (c crowd) Task(string) (fleet.Task, bool) { return fleet.Task{}, false }
+func (c crowd) Counts() map[fleet.State]int    { return map[fleet.State]int{fleet.Running: int(c)} }
+func (c crowd) Share() (int, int, float64)     { return 3, 6, 5 }
+func (c crowd) Ready() error                   { return nil }
 
 // store is Kafka with nothing in it, or out of order.
 type store struct{ err error }
