@@ -14,9 +14,9 @@ import (
 //
 // A Bucket is safe for concurrent use.
 type Bucket struct {
-	limiter *rate.Limiter
-
 	mu      sync.Mutex
+	limiter *rate.Limiter
+	waiting int           // requests that have a token of limiter's to come
 	until   time.Time     // when the share ends; zero for never
 	held    time.Time     // when the hold ends
 	changed chan struct{} // closed when those who wait are to look again
@@ -38,13 +38,18 @@ func (b *Bucket) Share(perSecond float64, burst int, until time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	same := b.limiter.Limit() == rate.Limit(perSecond) && b.limiter.Burst() == burst
-	if same && !b.ended() {
-		b.until = until
+	ended := b.ended()
+	b.until = until
+	if same && !ended {
 		return
 	}
-	b.until = until
-	b.limiter.SetLimit(rate.Limit(perSecond))
-	b.limiter.SetBurst(burst)
+	// Whoever waits does so by the old share: those tokens come back, and all
+	// look again. A limiter of its own for each share, since reservations that
+	// are cancelled after the rate was raised give back more than they took.
+	now := time.Now()
+	tokens := int(max(b.limiter.TokensAt(now)+float64(b.waiting), 0))
+	b.limiter, b.waiting = rate.NewLimiter(rate.Limit(perSecond), burst), 0
+	b.limiter.AllowN(now, max(burst-tokens, 0))
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -64,37 +69,56 @@ func (b *Bucket) Wait(ctx context.Context) error {
 		if err := sleep(ctx, time.Until(b.heldUntil())); err != nil {
 			return err
 		}
-		reservation, delay, changed := b.reserve()
-		if !sleepUnless(ctx, delay, changed) {
-			reservation.Cancel()
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			continue
+		turn := b.reserve()
+		slept := sleepUnless(ctx, turn.delay, turn.changed)
+		if ctx.Err() != nil {
+			b.giveBack(turn)
+			return ctx.Err()
 		}
-		// A hold that began meanwhile is for this request too. Its token is
-		// forfeited: all that waited would leave at once otherwise.
-		if b.mayLeave() {
+		if slept && b.mayLeave(turn) {
 			return nil
 		}
 	}
 }
 
-// reserve takes a token that will be there after a delay, unless the share
-// changes before.
-func (b *Bucket) reserve() (*rate.Reservation, time.Duration, <-chan struct{}) {
+// turn is a token that is there after a delay, unless the share changes before.
+type turn struct {
+	limiter     *rate.Limiter
+	reservation *rate.Reservation
+	delay       time.Duration
+	changed     <-chan struct{}
+}
+
+func (b *Bucket) reserve() turn {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended() {
-		return &rate.Reservation{}, rate.InfDuration, b.changed
+		return turn{delay: rate.InfDuration, changed: b.changed}
 	}
 	reservation := b.limiter.Reserve()
-	return reservation, reservation.Delay(), b.changed
+	b.waiting++
+	return turn{b.limiter, reservation, reservation.Delay(), b.changed}
 }
 
-func (b *Bucket) mayLeave() bool {
+func (b *Bucket) giveBack(t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if t.limiter == b.limiter {
+		b.waiting--
+		t.reservation.Cancel()
+	}
+}
+
+// mayLeave tells whether a request may leave whose turn it is. A hold that began
+// meanwhile is for this request too. Its token is forfeited: all that waited would
+// leave at once otherwise.
+func (b *Bucket) mayLeave(t turn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t.limiter != b.limiter {
+		return false // the token has gone back
+	}
+	b.waiting--
 	return !time.Now().Before(b.held) && !b.ended()
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	flag.Parse()
+	// Tests that run in parallel wait most of the time.
+	flag.Set("test.parallel", "8")
 	os.Exit(m.Run())
 }
 

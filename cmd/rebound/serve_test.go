@@ -3,13 +3,19 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
 	"os/exec"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +24,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"rebound/internal/simulator"
 )
@@ -448,4 +456,198 @@ func TestIntakeWithoutTokenIsForThisMachineOnly(t *testing.T) {
 	if response.StatusCode != http.StatusForbidden {
 		t.Errorf("under a foreign name: %d", response.StatusCode)
 	}
+}
+
+// metric returns the value of one of the instance's metrics.
+func (i *instance) metric(name string) float64 {
+	i.w.t.Helper()
+	_, body, _ := i.call("GET", "/metrics", "")
+	for _, line := range lines(body) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				i.w.t.Fatal(err)
+			}
+			return n
+		}
+	}
+	i.w.t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
+// TestSlowAndGreedyClientsDoNoHarm opens hundreds of connections that send a byte
+// now and then, and submits large bodies side by side.
+func TestSlowAndGreedyClientsDoNoHarm(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, simulator.Options{})
+	i := w.serve("HTTP_TOKEN=s3cret")
+	address := strings.TrimPrefix(i.url, "http://")
+	var slow sync.WaitGroup
+	closed := make(chan time.Duration, 1000)
+	began := time.Now()
+	for range 300 {
+		slow.Go(func() {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			for _, c := range "POST /jobs HTTP/1.1\r\nHost: x\r\nX-Slow: " + strings.Repeat("a", 1000) {
+				if _, err := conn.Write([]byte(string(c))); err != nil {
+					closed <- time.Since(began)
+					return
+				}
+				time.Sleep(100 * time.Millisecond) // their own slowness
+			}
+		})
+	}
+	time.Sleep(time.Second)
+	for range 10 {
+		asked := time.Now()
+		if status, _, _ := i.call("GET", "/healthz", ""); status != http.StatusOK || time.Since(asked) > time.Second {
+			t.Errorf("healthz: %d after %v", status, time.Since(asked))
+		}
+	}
+	ids := make([]string, 100_000)
+	var greedy sync.WaitGroup
+	for n := range 8 {
+		for m := range ids {
+			ids[m] = fmt.Sprintf("greedy-%d-%d=", n, m)
+		}
+		body, err := json.Marshal(map[string]any{"job_ids": ids})
+		if err != nil {
+			t.Fatal(err)
+		}
+		greedy.Go(func() {
+			status, answer, _ := i.call("POST", "/jobs", string(body), "Authorization", "Bearer s3cret")
+			if status != http.StatusAccepted {
+				t.Errorf("%d %s", status, answer)
+			}
+		})
+	}
+	greedy.Wait()
+	slow.Wait()
+	close(closed)
+	n, last := 0, time.Duration(0)
+	for after := range closed {
+		n++
+		last = max(last, after)
+	}
+	if n != 300 || last > 15*time.Second {
+		t.Errorf("%d of 300 slow connections were closed, the last after %v", n, last)
+	}
+	await(t, 10*time.Second, "file descriptors closed", func() bool { return i.metric("process_open_fds") < 100 })
+	if rss := i.metric("process_resident_memory_bytes"); rss > 200<<20 {
+		t.Errorf("%.0f MiB of memory after 800,000 jobs were submitted", rss/(1<<20))
+	} else {
+		t.Logf("%.0f MiB of memory after 800,000 jobs were submitted", rss/(1<<20))
+	}
+}
+
+// TestManySmallJobsLeaveNothingBehind carries out very many jobs: neither memory,
+// nor goroutines, nor file descriptors grow with them. REBOUND_SOAK says how many.
+func TestManySmallJobsLeaveNothingBehind(t *testing.T) {
+	n := 3000
+	if testing.Short() {
+		n = 500
+	}
+	if text := os.Getenv("REBOUND_SOAK"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t, simulator.Options{})
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("small-%d=", i)
+		w.conjure(ids[i], int64(i%20), 10)
+	}
+	i := w.serve("COMMIT_INTERVAL=1s", "LOG_LEVEL=error", "GOMEMLIMIT=60MiB")
+	for some := range slices.Chunk(ids, 100_000) {
+		i.submit(false, some...)
+	}
+	type use struct{ goroutines, files, memory float64 }
+	var first use
+	measure := func() use {
+		return use{i.metric("go_goroutines"), i.metric("process_open_fds"), i.metric("process_resident_memory_bytes") / (1 << 20)}
+	}
+	began := time.Now()
+	for done := 0.0; done < float64(n); time.Sleep(100 * time.Millisecond) {
+		done = i.metric(`rebound_jobs_total{state="done"}`)
+		if first.files == 0 && done > float64(n)/4 {
+			first = measure()
+		}
+		if time.Since(began) > time.Hour {
+			t.Fatalf("%.0f of %d jobs are done", done, n)
+		}
+	}
+	last := measure()
+	t.Logf("%d jobs in %v, %.0f a second; after a quarter %+v, at the end %+v", n, time.Since(began).Round(time.Second), float64(n)/time.Since(began).Seconds(), first, last)
+	if last.goroutines > first.goroutines+20 || last.files > first.files+20 || last.memory > first.memory*1.25+8 {
+		t.Errorf("after a quarter %+v, at the end %+v", first, last)
+	}
+	i.terminate()
+	list := w.run([]string{"jobs", "--state", "done"}).must(t, 0)
+	if done := len(lines(list.stdout)); done != n {
+		t.Errorf("%d jobs are done, want %d", done, n)
+	}
+}
+
+// TestTracesFollowAJob has a collector take the spans: one a job, a page and a
+// commit, in the trace that the order carries, which is on the messages, too.
+func TestTracesFollowAJob(t *testing.T) {
+	var mu sync.Mutex
+	spans := make(map[string]int)
+	traces := make(map[string]bool)
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		var request collectorpb.ExportTraceServiceRequest
+		if err := proto.Unmarshal(body, &request); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, resource := range request.ResourceSpans {
+			for _, scope := range resource.ScopeSpans {
+				for _, span := range scope.Spans {
+					spans[span.Name]++
+					traces[hex.EncodeToString(span.TraceId)] = true
+				}
+			}
+		}
+	}))
+	defer collector.Close()
+	w := newWorld(t, simulator.Options{})
+	w.conjure("traced=", 500, 50)
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	i := w.serve("OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL)
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	await(t, 30*time.Second, "readiness", func() bool { status, _, _ := i.call("GET", "/readyz", ""); return status == http.StatusOK })
+	order := &kgo.Record{Topic: w.env["KAFKA_TOPIC"] + ".jobs", Value: []byte("traced="),
+		Headers: []kgo.RecordHeader{{Key: "traceparent", Value: []byte("00-" + trace + "-00f067aa0ba902b7-01")}}}
+	if err := client.ProduceSync(t.Context(), order).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	i.awaitState(30*time.Second, "traced=", 1, "done")
+	i.terminate()
+	mu.Lock()
+	defer mu.Unlock()
+	if spans["job"] != 1 || spans["page"] < 10 || spans["commit"] < 1 || len(traces) != 1 || !traces[trace] {
+		t.Errorf("spans %v in traces %v", spans, traces)
+	}
+	for _, m := range w.consume(w.env["KAFKA_TOPIC"]) {
+		if !strings.Contains(m.headers, "traceparent: 00-"+trace+"-") {
+			t.Fatalf("headers: %s", m.headers)
+		}
+	}
+	w.run([]string{"verify", "traced="}).must(t, 0) // a trace is no difference
 }

@@ -27,6 +27,12 @@ func TestWhatGoesWrongIsSaid(t *testing.T) {
 	os.WriteFile(empty, nil, 0o600)
 	notPEM := filepath.Join(t.TempDir(), "not.pem")
 	os.WriteFile(notPEM, []byte("no certificate"), 0o600)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	taken := listener.Addr().String()
 	patience := "FULLSTORY_RETRY_TIMEOUT=300ms KAFKA_RETRY_TIMEOUT=300ms"
 
 	for _, c := range []struct {
@@ -56,6 +62,12 @@ func TestWhatGoesWrongIsSaid(t *testing.T) {
 			"FULLSTORY_RATE_LIMIT=fast FULLSTORY_RATE_BURST=0 COMMIT_INTERVAL=1 KAFKA_DELIVERY=twice KAFKA_COMPRESSION=brotli KAFKA_TLS=maybe LOG_LEVEL=loud JOB_CONCURRENCY=-1", 2,
 			[]string{"8 settings are wrong", "FULLSTORY_RATE_LIMIT: \"fast\" is no number", "FULLSTORY_RATE_BURST: 0 is not between 1", "COMMIT_INTERVAL: \"1\" is no duration: write it like",
 				"KAFKA_DELIVERY: \"twice\" is none of exactly-once, at-least-once", "KAFKA_COMPRESSION", "KAFKA_TLS: \"maybe\" is no truth value", "LOG_LEVEL", "JOB_CONCURRENCY"}},
+		{"an HTTP address without a port", "serve", "HTTP_ADDR=localhost", 2, []string{"HTTP_ADDR", "127.0.0.1:8080"}},
+		{"an HTTP address that is taken", "serve", "HTTP_ADDR=" + taken, 1, []string{"HTTP_ADDR", "address already in use", "free address"}},
+		{"two HTTP tokens", "serve", "HTTP_TOKEN=a HTTP_TOKEN_FILE=" + empty, 2, []string{"HTTP_TOKEN: set it or HTTP_TOKEN_FILE, not both"}},
+		{"a jobs topic that is another's", "serve", "KAFKA_JOBS_TOPIC=t KAFKA_TOPIC=t", 2, []string{"KAFKA_JOBS_TOPIC", "the same topic as KAFKA_TOPIC"}},
+		{"serve with job ids", "serve job=", "", 2, []string{"no arguments"}},
+		{"traces in a form that is not spoken", "run job=", "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1 OTEL_EXPORTER_OTLP_PROTOCOL=grpc", 2, []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"}},
 		{"a flag that is wrong", "run --commit-interval 5 job=", "", 2, []string{"COMMIT_INTERVAL", `"5" is no duration`}},
 		{"an open transaction for too long", "run job=", "COMMIT_INTERVAL=1m", 2, []string{"COMMIT_INTERVAL", "hold back the readers"}},
 		{"a base URL without a scheme", "run job=", "FULLSTORY_BASE_URL=api.fullstory.com", 2, []string{"FULLSTORY_BASE_URL", "https://api.fullstory.com"}},
@@ -227,6 +239,29 @@ func TestMissingPermissionsAreNamed(t *testing.T) {
 				t.Errorf("it shows the password:\n%s", r.stderr)
 			}
 		})
+	}
+}
+
+func TestServeNeedsItsGroup(t *testing.T) {
+	allow := func(resource kmsg.ACLResourceType, operation kmsg.ACLOperation) kfake.ACL {
+		return kfake.ACL{Resource: resource, Name: "acl", Pattern: kmsg.ACLResourcePatternTypePrefixed, Operation: operation, Allow: true}
+	}
+	w := newWorld(t, simulator.Options{}, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
+		kfake.User("PLAIN", "rebound", "secret-canary",
+			allow(kmsg.ACLResourceTypeTopic, kmsg.ACLOperationAll), allow(kmsg.ACLResourceTypeTransactionalId, kmsg.ACLOperationAll)))
+	for name, value := range map[string]string{
+		"KAFKA_TOPIC": "acl", "KAFKA_GROUP_ID": "another", "KAFKA_SASL_MECHANISM": "plain", "KAFKA_SASL_USERNAME": "rebound", "KAFKA_SASL_PASSWORD": "secret-canary",
+		"HTTP_ADDR": "127.0.0.1:0",
+	} {
+		w.env[name] = value
+	}
+	r := w.run([]string{"serve"}).must(t, 1)
+	if !strings.Contains(r.stderr, "Read on the consumer group another (KAFKA_GROUP_ID)") {
+		t.Errorf("serve says\n%s", r.stderr)
+	}
+	r = w.run([]string{"check", "--serve"}).must(t, 1)
+	if !strings.Contains(r.stdout, "FAILED  consumer group another") || !strings.Contains(r.stdout, "ok      topic acl.jobs") {
+		t.Errorf("check says\n%s", r.stdout)
 	}
 }
 

@@ -40,7 +40,7 @@ func TestTheGroupNeverExceedsTheLimit(t *testing.T) {
 				join := func() {
 					m := &member{&share{bucket: source.NewBucket(0, 0), perSecond: perSecond, burst: burst}, true, 0}
 					members = append(members, m)
-					for range 4 {
+					for range 10 {
 						asking.Go(func() {
 							for m.share.bucket.Wait(ctx) == nil {
 								mu.Lock()
