@@ -564,7 +564,7 @@ func TestManySmallJobsLeaveNothingBehind(t *testing.T) {
 		ids[i] = fmt.Sprintf("small-%d=", i)
 		w.conjure(ids[i], int64(i%20), 10)
 	}
-	i := w.serve("COMMIT_INTERVAL=1s", "LOG_LEVEL=error", "GOMEMLIMIT=60MiB")
+	i := w.serve("COMMIT_INTERVAL=1s")
 	for some := range slices.Chunk(ids, 100_000) {
 		i.submit(false, some...)
 	}

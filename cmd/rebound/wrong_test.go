@@ -31,7 +31,7 @@ func TestWhatGoesWrongIsSaid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	t.Cleanup(func() { listener.Close() })
 	taken := listener.Addr().String()
 	patience := "FULLSTORY_RETRY_TIMEOUT=300ms KAFKA_RETRY_TIMEOUT=300ms"
 
@@ -258,10 +258,6 @@ func TestServeNeedsItsGroup(t *testing.T) {
 	r := w.run([]string{"serve"}).must(t, 1)
 	if !strings.Contains(r.stderr, "Read on the consumer group another (KAFKA_GROUP_ID)") {
 		t.Errorf("serve says\n%s", r.stderr)
-	}
-	r = w.run([]string{"check", "--serve"}).must(t, 1)
-	if !strings.Contains(r.stdout, "FAILED  consumer group another") || !strings.Contains(r.stdout, "ok      topic acl.jobs") {
-		t.Errorf("check says\n%s", r.stdout)
 	}
 }
 
