@@ -188,6 +188,21 @@ func (w *world) order(values ...string) {
 	}
 }
 
+// lag returns how many orders the group has not carried out yet.
+func (w *world) lag() (lag int64) {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	described, err := kadm.NewClient(client).Lag(w.t.Context(), w.env["KAFKA_TOPIC"])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return described[w.env["KAFKA_TOPIC"]].Lag.Total()
+}
+
 func TestServePublishesWhatArrives(t *testing.T) {
 	w := newWorld(t, simulator.Options{})
 	ids := []string{"bare=", "json/+=", "string=", "http=", "again="}
@@ -211,6 +226,9 @@ func TestServePublishesWhatArrives(t *testing.T) {
 	i.submit(true, "again=")
 	i.awaitState(30*time.Second, "again=", 2, "done")
 	i.terminate()
+	if lag := w.lag(); lag != 0 {
+		t.Errorf("%d orders are left to the next instance, though all are carried out", lag)
+	}
 
 	for n, id := range ids {
 		w.mustBePublished(id, int64(100+n), 1)

@@ -124,7 +124,6 @@ func (f *Fleet) Run(ctx context.Context) error {
 	f.scheduler.Hold(true)
 	stopJobs()
 	f.scheduler.Wait()
-	f.release(f.Partitions())
 	left := make(chan struct{})
 	go func() {
 		group.Close() // commits the offsets, too
@@ -135,6 +134,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	case <-time.After(leaveTime):
 		f.Log.Warn("the group's coordinator did not answer; the other instances wait until this one's session is over", "for", sessionTime.String())
 	}
+	f.release(f.Partitions())
 	return err
 }
 
