@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 
@@ -66,25 +68,47 @@ func (p program) serve(ctx context.Context, c *config.Config) error {
 // serveOn is an instance, whose HTTP side is on the listener; nil is none.
 func (p program) serveOn(ctx context.Context, c *config.Config, listener net.Listener) error {
 	log := p.log(c)
+	asked := ctx // to end, by a signal
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var both errgroup.Group // each ends with the other
+	site := new(status.Site)
+	if listener != nil {
+		log.Info("status page", "url", "http://"+listener.Addr().String())
+		both.Go(func() error {
+			defer stop()
+			return site.Serve(ctx, listener, log)
+		})
+	}
+	both.Go(func() error {
+		defer stop()
+		return p.work(ctx, c, log, site)
+	})
+	err := both.Wait()
+	if asked.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // before it had begun
+	}
+	return err
+}
+
+// work publishes jobs until ctx ends, and shows them on the site.
+func (p program) work(ctx context.Context, c *config.Config, log *slog.Logger, site *status.Site) error {
+	tracer, flush, err := p.tracer(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	options, err := kafkaOptions(ctx, c, log)
 	if err != nil {
 		return err
 	}
 	options.Topics.Jobs = c.KafkaJobsTopic
-	if listener != nil {
-		log.Info("status page", "url", "http://"+listener.Addr().String())
-	}
 	kafka, err := sink.Open(ctx, options)
 	if err != nil {
 		return err
 	}
 	defer kafka.Close()
 
-	tracer, flush, err := p.tracer(ctx, log)
-	if err != nil {
-		return err
-	}
-	defer flush()
 	metrics := status.NewMetrics()
 	bucket := source.NewBucket(0, 0)
 	api := sourceOptions(c, log)
@@ -104,27 +128,12 @@ func (p program) serveOn(ctx context.Context, c *config.Config, listener net.Lis
 		Ended: metrics.Ended, Tracer: tracer, Log: log,
 	})
 	metrics.Watch(instance, bucket.Waited)
-
-	// Both end with the other.
-	var both errgroup.Group
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	both.Go(func() error {
-		defer stop()
-		return instance.Run(ctx)
-	})
-	if listener != nil {
-		server := status.New(status.Options{
-			Fleet: instance, Kafka: kafka, Metrics: metrics,
-			Token: c.HTTPToken.Reveal(), Loopback: c.HTTPIsLoopback(), Name: name(), Log: log,
-		})
-		both.Go(func() error {
-			defer stop()
-			return server.Serve(ctx, listener)
-		})
-	}
-	if err := both.Wait(); err != nil {
-		return fmt.Errorf("serve: %w", err)
+	site.Show(ctx, status.New(status.Options{
+		Fleet: instance, Kafka: kafka, Metrics: metrics,
+		Token: c.HTTPToken.Reveal(), Loopback: c.HTTPIsLoopback(), Name: name(), Log: log,
+	}))
+	if err := instance.Run(ctx); err != nil {
+		return err
 	}
 	log.Info("left the group; the other instances have the jobs")
 	return nil

@@ -57,8 +57,19 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// serve starts an instance and waits until its HTTP side is there.
+// serve starts an instance and waits until it has reached the brokers.
 func (w *world) serve(changes ...string) *instance {
+	w.t.Helper()
+	i := w.startServe(changes...)
+	await(w.t, 60*time.Second, "the instance up\n"+i.log.String(), func() bool {
+		status, _, _ := i.call("GET", "/metrics", "")
+		return status == http.StatusOK
+	})
+	return i
+}
+
+// startServe starts an instance and waits until its HTTP side is there.
+func (w *world) startServe(changes ...string) *instance {
 	w.t.Helper()
 	i := &instance{w: w, log: new(syncBuffer), ended: make(chan error, 1)}
 	changes = append([]string{"HTTP_ADDR=127.0.0.1:0", "KAFKA_GROUP_ID=" + w.env["KAFKA_TOPIC"]}, changes...)
@@ -383,6 +394,22 @@ func TestAReplayThatWasKilledGoesOn(t *testing.T) {
 	i.terminate()
 	w.mustBePublished("r=", 3000, 1)
 	w.mustBePublished("r=", 3000, 2)
+}
+
+func TestAnInstanceIsAliveBeforeTheBrokersAre(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	i := w.startServe("KAFKA_BROKERS=" + closedPort(t))
+	if status, body, _ := i.call("GET", "/healthz", ""); status != http.StatusOK {
+		t.Errorf("healthz: %d %s", status, body)
+	}
+	for _, path := range []string{"/readyz", "/", "/jobs"} {
+		if status, body, _ := i.call("GET", path, ""); status != http.StatusServiceUnavailable || !strings.Contains(body, "starts") {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	if took := i.terminate(); took > 3*time.Second {
+		t.Errorf("it took %v to stop", took)
+	}
 }
 
 func TestIntakeAnswersWhatIsWrong(t *testing.T) {

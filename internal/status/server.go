@@ -8,18 +8,15 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 
 	"rebound/internal/fleet"
 	"rebound/pipeline"
@@ -71,7 +68,7 @@ type Server struct {
 //go:embed page.html page.css page.js
 var files embed.FS
 
-// New returns a server. Run keeps what it shows up to date.
+// New returns a server; see [Site] for what keeps it up to date.
 func New(options Options) *Server {
 	s := &Server{
 		Options: options,
@@ -132,39 +129,6 @@ func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
 	problem(w, http.StatusMethodNotAllowed, "this path takes "+strings.Join(allowed, " and "))
 }
 
-// Serve serves until ctx ends, and for a moment more: whoever has begun to
-// submit jobs is to hear whether they were taken.
-func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
-	server := &http.Server{
-		Handler:           http.NewCrossOriginProtection().Handler(s),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
-	}
-	go s.board.follow(ctx, s.Kafka, s.Metrics, s.notReady, s.Log)
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if server.Shutdown(grace) != nil {
-			server.Close()
-		}
-	}()
-	const maxConnections = 512
-	err := server.Serve(netutil.LimitListener(listener, maxConnections))
-	if errors.Is(err, http.ErrServerClosed) {
-		<-closed
-		return nil
-	}
-	return err
-}
-
 func file(name, contentType string) http.HandlerFunc {
 	content, err := files.ReadFile(name)
 	if err != nil {
@@ -179,6 +143,10 @@ func file(name, contentType string) http.HandlerFunc {
 // health tells that the process works: what it knows of its jobs can be read.
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	s.Fleet.Counts()
+	alive(w)
+}
+
+func alive(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	fmt.Fprintln(w, "alive")
 }
