@@ -72,16 +72,13 @@ func (k *Kafka) mayRead(ctx context.Context, topic string) error {
 // mayJoin asks for the heartbeat of a member that there is not.
 func (k *Kafka) mayJoin(ctx context.Context, group string) error {
 	return explain(k.retry(ctx, "ask for the consumer group", func(ctx context.Context) error {
-		response, err := k.client.Heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: group, GenerationID: 1, MemberID: "rebound check"})
-		if err != nil {
-			return err
-		}
+		err := k.heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: group, GenerationID: 1, MemberID: "rebound check"})
 		switch {
-		case errors.Is(response.Error, kafka.UnknownMemberId), errors.Is(response.Error, kafka.IllegalGeneration),
-			errors.Is(response.Error, kafka.RebalanceInProgress), errors.Is(response.Error, kafka.GroupIdNotFound):
+		case errors.Is(err, kafka.UnknownMemberId), errors.Is(err, kafka.IllegalGeneration),
+			errors.Is(err, kafka.RebalanceInProgress), errors.Is(err, kafka.GroupIdNotFound):
 			return nil
 		}
-		return response.Error
+		return err
 	}))
 }
 

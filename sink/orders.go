@@ -231,9 +231,21 @@ func (k *Kafka) ConsumerGroup(config kafka.ConsumerGroupConfig) (*kafka.Consumer
 // Heartbeat tells the group's coordinator that the member is alive, and whether
 // the coordinator still takes it for one.
 func (k *Kafka) Heartbeat(ctx context.Context, g *kafka.Generation) error {
-	response, err := k.client.Heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: g.GroupID, GenerationID: g.ID, MemberID: g.MemberID})
+	return k.heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: g.GroupID, GenerationID: g.ID, MemberID: g.MemberID})
+}
+
+// heartbeat asks once. kafka-go (v0.4.51) reads the answer's two fields in the
+// wrong order, the error code before the throttle time: so the code is in the
+// lower half of what it takes for the time, and it reports no error but that of
+// a throttle of minutes.
+// https://kafka.apache.org/protocol#The_Messages_Heartbeat
+func (k *Kafka) heartbeat(ctx context.Context, request *kafka.HeartbeatRequest) error {
+	response, err := k.client.Heartbeat(ctx, request)
 	if err != nil {
 		return err
+	}
+	if code := int16(response.Throttle.Milliseconds()); code != 0 {
+		return kafka.Error(code)
 	}
 	return response.Error
 }
