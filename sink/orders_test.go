@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -21,7 +22,8 @@ func TestAHeartbeatTellsWhoIsNoMember(t *testing.T) {
 		generation, err = group.Next(t.Context())
 	}
 	must(t, err)
-	must(t, k.Heartbeat(t.Context(), generation))
+	// It takes a moment until all brokers know the group's coordinator.
+	must(t, k.retry(t.Context(), "heartbeat", func(ctx context.Context) error { return k.Heartbeat(ctx, generation) }))
 	for name, stranger := range map[string]*kafka.Generation{
 		"another member":     {GroupID: generation.GroupID, ID: generation.ID, MemberID: "nobody"},
 		"another generation": {GroupID: generation.GroupID, ID: generation.ID + 7, MemberID: generation.MemberID},
