@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -234,12 +236,23 @@ func (k *Kafka) Heartbeat(ctx context.Context, g *kafka.Generation) error {
 	return k.heartbeat(ctx, &kafka.HeartbeatRequest{GroupID: g.GroupID, GenerationID: g.ID, MemberID: g.MemberID})
 }
 
-// heartbeat asks once. kafka-go (v0.4.51) reads the answer's two fields in the
-// wrong order, the error code before the throttle time: so the code is in the
-// lower half of what it takes for the time, and it reports no error but that of
-// a throttle of minutes.
+// heartbeat asks the group's coordinator once. kafka-go (v0.4.51) would ask any
+// broker, and reads the answer's two fields in the wrong order, the error code
+// before the throttle time: so the code is in the lower half of what it takes for
+// the time, and it reports no error but that of a throttle of minutes.
 // https://kafka.apache.org/protocol#The_Messages_Heartbeat
 func (k *Kafka) heartbeat(ctx context.Context, request *kafka.HeartbeatRequest) error {
+	found, err := k.client.FindCoordinator(ctx, &kafka.FindCoordinatorRequest{Key: request.GroupID, KeyType: kafka.CoordinatorKeyTypeConsumer})
+	if err == nil {
+		err = found.Error
+	}
+	if err != nil {
+		return err
+	}
+	if found.Coordinator == nil || found.Coordinator.Host == "" {
+		return kafka.GroupCoordinatorNotAvailable
+	}
+	request.Addr = kafka.TCP(net.JoinHostPort(found.Coordinator.Host, strconv.Itoa(found.Coordinator.Port)))
 	response, err := k.client.Heartbeat(ctx, request)
 	if err != nil {
 		return err
