@@ -78,7 +78,10 @@ func (l *progressLog) find(ctx context.Context, k *Kafka, jobID string) (progres
 	}
 	l.scan.next = max(l.scan.next, first)
 	err = l.scan.readTo(ctx, k, topic, l.partition, end, func(r *record) error {
-		l.newest[maphash.Bytes(l.seed, r.key)] = r.offset
+		// A tombstone may stand between a record and the marker that makes it
+		// count: it is the newer one.
+		at := maphash.Bytes(l.seed, r.key)
+		l.newest[at] = max(l.newest[at], r.offset)
 		return nil
 	})
 	if err != nil {
@@ -159,7 +162,9 @@ func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) e
 		newest := make(map[string]record)
 		s := scan{next: first}
 		err = s.readTo(ctx, k, topic, partition, end, func(r *record) error {
-			newest[string(r.key)] = *r
+			if before, known := newest[string(r.key)]; !known || before.offset < r.offset {
+				newest[string(r.key)] = *r
+			}
 			return nil
 		})
 		if err != nil {
