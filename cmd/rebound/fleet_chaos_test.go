@@ -27,7 +27,7 @@ import (
 func TestFleetChaos(t *testing.T) {
 	size, ok := map[string]fleetChaos{
 		"short": {jobs: 30, failures: 3000, events: 5, quiet: 1},
-		"long":  {jobs: 200, failures: 2000, events: 30, quiet: 3},
+		"long":  {jobs: 200, failures: 1500, events: 30, quiet: 3},
 	}[os.Getenv("REBOUND_FLEET_CHAOS")]
 	if !ok {
 		t.Skip("takes minutes: set REBOUND_FLEET_CHAOS to short or long, or run .ci/chaos fleet")

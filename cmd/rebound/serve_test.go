@@ -523,6 +523,9 @@ func (i *instance) metric(name string) float64 {
 // TestSlowAndGreedyClientsDoNoHarm opens hundreds of connections that send a byte
 // now and then, and submits large bodies side by side.
 func TestSlowAndGreedyClientsDoNoHarm(t *testing.T) {
+	if testing.Short() {
+		t.Skip("counts memory, which the race detector multiplies")
+	}
 	t.Parallel()
 	w := newWorld(t, simulator.Options{})
 	i := w.serve("HTTP_TOKEN=s3cret")
