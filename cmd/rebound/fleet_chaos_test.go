@@ -185,7 +185,9 @@ func mustKeepLimit(t *testing.T, arrivals []simulator.Arrival) {
 	}
 	slices.SortFunc(asked, time.Time.Compare) // they are in the order of the answers
 	for _, window := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 30 * time.Second} {
-		allowed := int(window.Seconds()*fleetLimit) + fleetBurst
+		// A process that has no core for a moment sends late, and then at once.
+		const jitter = 250 * time.Millisecond
+		allowed := int((window+jitter).Seconds()*fleetLimit) + fleetBurst
 		most, when := 0, time.Time{}
 		for first, last := 0, 0; last < len(asked); last++ {
 			for asked[last].Sub(asked[first]) >= window {

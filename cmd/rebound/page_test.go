@@ -43,7 +43,7 @@ func browser(t *testing.T) context.Context {
 	if err := chromedp.Do(ctx); err != nil { // starts it, without a time-out
 		t.Fatal(err)
 	}
-	ctx, stop = context.WithTimeout(ctx, 2*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 4*time.Minute)
 	t.Cleanup(stop)
 	return ctx
 }
@@ -108,13 +108,13 @@ func TestThePageIsAlive(t *testing.T) {
 	w.api.Conjure(simulator.Conjured{ID: "slow=", Failures: 10, Processing: time.Hour})
 	i := w.serve("COMMIT_INTERVAL=200ms")
 	i.submit(false, "watched/+=", "slow=", "nosuch=")
-	i.awaitState(30*time.Second, "nosuch=", 0, "failed")
+	i.awaitState(60*time.Second, "nosuch=", 0, "failed")
 	i.look(t, ctx, 1280, 900, "light")
 	eval[bool](t, ctx, `window.loadedOnce = true`)
 
 	records := regexp.MustCompile(`([\d,]+) of ([\d,]+)`)
 	seen := []string{}
-	await(t, 30*time.Second, "numbers that grow", func() bool {
+	await(t, 60*time.Second, "numbers that grow", func() bool {
 		if found := records.FindString(text(t, ctx, "#running tbody")); found != "" && (len(seen) == 0 || found != seen[len(seen)-1]) {
 			seen = append(seen, found)
 		}
@@ -137,7 +137,7 @@ func TestThePageIsAlive(t *testing.T) {
 		t.Error("the page was loaded again")
 	}
 	i.kill()
-	await(t, 30*time.Second, "a word that the connection is gone", func() bool { return strings.Contains(text(t, ctx, "#offline"), "Not connected") })
+	await(t, 60*time.Second, "a word that the connection is gone", func() bool { return strings.Contains(text(t, ctx, "#offline"), "Not connected") })
 }
 
 // TestThePageIsForEveryone looks at the page on several screens: nothing is cut
@@ -155,10 +155,10 @@ func TestThePageIsForEveryone(t *testing.T) {
 	w.api.Conjure(simulator.Conjured{ID: "claims-more=", Failures: 40, Claimed: 50})
 	i := w.serve("JOB_CONCURRENCY=3", "COMMIT_INTERVAL=200ms", "FULLSTORY_RATE_LIMIT=60")
 	i.submit(false, "nosuch=", "claims-more=", "processing=", "bmlnaHRseS1zeW5jLW9mLXRoZS1jcm0tZnJvbS10aGUtd2FyZWhvdXNlLXdpdGgtYS1sb25nLWlk=")
-	i.awaitState(30*time.Second, "claims-more=", 1, "incomplete")
-	i.awaitState(30*time.Second, "nosuch=", 0, "failed")
+	i.awaitState(60*time.Second, "claims-more=", 1, "incomplete")
+	i.awaitState(60*time.Second, "nosuch=", 0, "failed")
 	i.submit(false, "import-0=", "import-1=", "import-2=", "waiting-0=", "waiting-1=")
-	await(t, 30*time.Second, "jobs that run", func() bool { return i.job("import-0=").Published > 1000 })
+	await(t, 60*time.Second, "jobs that run", func() bool { return i.job("import-0=").Published > 1000 })
 
 	axe, err := os.ReadFile(os.Getenv("REBOUND_AXE"))
 	if err != nil && os.Getenv("REBOUND_AXE") != "" {

@@ -319,7 +319,7 @@ func (f *Fleet) keep(ctx context.Context, generation *kafka.Generation) {
 // of the group's present generation.
 func (f *Fleet) renew(ctx context.Context, generation *kafka.Generation) {
 	asked := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, heartbeatTime)
+	ctx, cancel := context.WithTimeout(ctx, handOver) // later it confirms nothing
 	defer cancel()
 	if err := f.Kafka.Heartbeat(ctx, generation); err == nil {
 		f.share.renew(asked)
