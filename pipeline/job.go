@@ -16,6 +16,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
+
+	"rebound/internal/clock"
 )
 
 // Source yields the failures of a job, a page at a time.
@@ -236,7 +238,7 @@ func (j *job) publishAll(ctx, sinkCtx context.Context) error {
 		case errors.Is(err, ErrAborted) && ctx.Err() == nil && time.Since(settled) < j.RetryTimeout:
 			// Where only the answer to the last commit was lost, the job is done.
 			j.log.Warn("nothing since the last commit counts; going on from there", "position", j.committed.Position(), "error", err)
-			if err := wait(ctx, retry.NextBackOff()); err != nil {
+			if err := clock.Sleep(ctx, retry.NextBackOff()); err != nil {
 				return err
 			}
 			if err := j.takeUp(ctx, sinkCtx); err != nil || j.committed.State == Done {
@@ -434,16 +436,5 @@ func (j *job) fail(ctx context.Context, cause error) {
 func (j *job) report() {
 	if j.Report != nil {
 		j.Report(j.progress)
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -160,11 +160,10 @@ func (w *orderWriter) write(ctx context.Context, k *Kafka, topic string, records
 		}
 	}
 	gathered := newRound()
-	for _, m := range records {
-		record := transaction.Record{Key: m.Key, Value: m.Value, Time: time.Now()}
-		for _, h := range m.Headers {
-			record.Headers = append(record.Headers, transaction.Header(h))
-		}
+	record := transaction.Record{Time: time.Now()}
+	for i := range records {
+		m := &records[i]
+		fill(&record, m)
 		batch := gathered.batch(k.partitionOf(topic, m.Key))
 		if batch.Size()+m.Size() > k.layout.maxBytes[topic] {
 			if err := w.producer.Produce(ctx, gathered.filled...); err != nil {

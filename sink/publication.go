@@ -111,11 +111,16 @@ func (p *publication) Publish(ctx context.Context, messages []pipeline.Message) 
 	return nil
 }
 
-func (p *publication) add(ctx context.Context, m *pipeline.Message) error {
-	p.record.Key, p.record.Value, p.record.Headers = m.Key, m.Value, p.record.Headers[:0]
+// fill makes the record that of a message; it keeps its time, and its memory.
+func fill(record *transaction.Record, m *pipeline.Message) {
+	record.Key, record.Value, record.Headers = m.Key, m.Value, record.Headers[:0]
 	for _, h := range m.Headers {
-		p.record.Headers = append(p.record.Headers, transaction.Header(h))
+		record.Headers = append(record.Headers, transaction.Header(h))
 	}
+}
+
+func (p *publication) add(ctx context.Context, m *pipeline.Message) error {
+	fill(&p.record, m)
 	topic := p.kafka.nameOf(m.Topic)
 	at := p.kafka.partitionOf(topic, m.Key)
 	size := m.Size()

@@ -40,24 +40,10 @@ const fetchBytes = 1 << 20
 // readTo calls each for every record committed below end, in the order of the
 // commits. Records of a transaction that is open yet are kept for a later call.
 func (s *scan) readTo(ctx context.Context, k *Kafka, topic string, partition int, end int64, each func(*record) error) error {
-	if s.open == nil {
-		s.open = make(map[int64][]record)
-	}
 	for s.next < end {
-		fetched, err := k.fetch(ctx, topic, partition, s.next)
-		if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
-			s.next = first
-			continue
-		}
-		if err != nil {
+		if err := s.readOn(ctx, k, topic, partition, each); err != nil {
 			return err
 		}
-		next, err := s.readBatches(fetched.Records, each)
-		if err != nil {
-			return err
-		}
-		// A batch that compaction has emptied shows no offset to go on from.
-		s.next = max(next, s.next+1)
 	}
 	return nil
 }
@@ -67,32 +53,40 @@ func (s *scan) readTo(ctx context.Context, k *Kafka, topic string, partition int
 // nothing is to come any more: a transaction that is open may put records in
 // between.
 func (s *scan) follow(ctx context.Context, k *Kafka, topic string, partition int, each func(*record) error, settled func(below int64)) error {
-	if s.open == nil {
-		s.open = make(map[int64][]record)
-	}
 	for {
-		fetched, err := k.fetch(ctx, topic, partition, s.next)
-		if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
-			s.next = first
-			continue
-		}
-		if err != nil {
+		if err := s.readOn(ctx, k, topic, partition, each); err != nil {
 			return err
 		}
-		next, err := s.readBatches(fetched.Records, each)
-		if err != nil {
-			return err
-		}
-		if next == 0 && fetched.HighWatermark > s.next {
-			next = s.next + 1 // a batch that compaction has emptied
-		}
-		s.next = max(next, s.next)
 		below := s.next
 		for _, records := range s.open {
 			below = min(below, records[0].offset)
 		}
 		settled(below)
 	}
+}
+
+// readOn reads once from s.next on, and waits a second for what is not there yet.
+func (s *scan) readOn(ctx context.Context, k *Kafka, topic string, partition int, each func(*record) error) error {
+	if s.open == nil {
+		s.open = make(map[int64][]record)
+	}
+	fetched, err := k.fetch(ctx, topic, partition, s.next)
+	if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
+		s.next = first
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	next, err := s.readBatches(fetched.Records, each)
+	if err != nil {
+		return err
+	}
+	if next <= s.next && fetched.HighWatermark > s.next {
+		next = s.next + 1 // a batch that compaction has emptied shows no offset to go on from
+	}
+	s.next = max(next, s.next)
+	return nil
 }
 
 // movedBegin tells whether a fetch failed because the partition begins after its

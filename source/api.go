@@ -23,6 +23,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"rebound/internal/clock"
 )
 
 // maxBody is the largest body that is read, after decompression.
@@ -184,13 +186,16 @@ func (a *API) fetch(ctx context.Context, jobID, token string, buf []byte) (body 
 	return body, a.refusal(jobID, token, status, header, body)
 }
 
-// refusal returns what an answer other than 200 means.
+// refusal returns what an answer other than 200 means. Where it says how long to
+// wait, nobody sends a request until then.
 func (a *API) refusal(jobID, token string, status int, header http.Header, body []byte) error {
 	switch status {
 	case http.StatusAccepted:
 		return ErrProcessing
 	case http.StatusTooManyRequests:
-		return &rateLimitedError{retryAfter(header.Get("Retry-After"), time.Now())}
+		limited := &rateLimitedError{retryAfter(header.Get("Retry-After"), time.Now())}
+		a.bucket.Hold(limited.retryAfter)
+		return limited
 	}
 	code, message := apiError(body)
 	switch status {
@@ -296,18 +301,18 @@ func (p *patience) wait(ctx context.Context, failure error) error {
 		log.Info("FullStory still processes the job; asking again later", "in", pause.String(),
 			"waited", time.Since(p.waiting).Round(time.Second).String())
 		p.failing = time.Time{}
-		return sleep(ctx, pause)
+		return clock.Sleep(ctx, pause)
 
 	case errors.As(failure, &limited):
 		pause := limited.retryAfter
 		if pause < 0 {
 			pause = p.retry.NextBackOff()
+			p.api.bucket.Hold(pause)
 		}
 		if err := p.stillWorthIt(failure); err != nil {
 			return err
 		}
 		log.Info("FullStory asks to slow down; no request leaves until then", "in", pause.Round(time.Millisecond).String())
-		p.api.bucket.Hold(pause)
 		// The hold is the API's wish, not the page's failure.
 		p.failing = p.failing.Add(pause)
 		return nil
@@ -324,7 +329,7 @@ func (p *patience) wait(ctx context.Context, failure error) error {
 	}
 	pause := p.retry.NextBackOff()
 	log.Warn("FullStory could not be read; trying again", "page", cmp.Or(p.token, "first"), "error", failure, "in", pause.Round(time.Millisecond).String())
-	return sleep(ctx, pause)
+	return clock.Sleep(ctx, pause)
 }
 
 // stillWorthIt returns an error once the page has been failing for too long.
@@ -362,10 +367,6 @@ func (a *API) Processing(ctx context.Context, jobID string) (bool, error) {
 	}
 	if status != http.StatusOK {
 		err := a.refusal(jobID, "", status, header, body)
-		var limited *rateLimitedError
-		if errors.As(err, &limited) && limited.retryAfter > 0 {
-			a.bucket.Hold(limited.retryAfter)
-		}
 		return errors.Is(err, ErrProcessing), err
 	}
 	var metadata struct {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"rebound/internal/clock"
 )
 
 // Bucket is the token bucket that everything which asks the API shares. It
@@ -66,7 +68,7 @@ func (b *Bucket) Wait(ctx context.Context) error {
 		b.mu.Unlock()
 	}()
 	for {
-		if err := sleep(ctx, time.Until(b.heldUntil())); err != nil {
+		if err := clock.Sleep(ctx, time.Until(b.heldUntil())); err != nil {
 			return err
 		}
 		turn := b.reserve()
@@ -169,11 +171,4 @@ func sleepUnless(ctx context.Context, d time.Duration, disturbed <-chan struct{}
 	case <-ctx.Done():
 		return false
 	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if !sleepUnless(ctx, d, nil) {
-		return ctx.Err()
-	}
-	return nil
 }

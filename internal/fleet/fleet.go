@@ -20,6 +20,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"rebound/internal/clock"
 	"rebound/pipeline"
 	"rebound/sink"
 	"rebound/source"
@@ -242,7 +243,7 @@ func (f *Fleet) read(ctx context.Context, id int, p *partition, from int64) {
 		})
 		if ctx.Err() == nil {
 			f.Log.Warn("the jobs topic cannot be read; trying again", "partition", id, "error", err)
-			pause(ctx, heartbeatTime)
+			clock.Sleep(ctx, heartbeatTime)
 		}
 	}
 }
@@ -262,7 +263,7 @@ func (f *Fleet) deliver(ctx context.Context, p *partition, d sink.Delivery) {
 			return
 		}
 		f.Log.Warn("the dead letter cannot be written; trying again", "error", err)
-		pause(ctx, heartbeatTime)
+		clock.Sleep(ctx, heartbeatTime)
 	}
 }
 
@@ -390,11 +391,4 @@ func (f *Fleet) Ready() error {
 		return errors.New("not in the consumer group " + f.GroupID)
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
 }

@@ -71,7 +71,7 @@ type task struct {
 
 	progress   pipeline.Progress
 	pagesAtRun int64 // of the progress when the slice began; -1 until it is known
-	cancel     context.CancelCauseFunc
+	cancel     context.CancelFunc
 	preempted  bool // its last slice was ended
 	dropped    bool
 	polls      backoff.ExponentialBackOff
@@ -158,7 +158,7 @@ func (s *Scheduler) Drop(partition int) {
 			t.dropped = true
 			s.forget(t)
 			if t.cancel != nil {
-				t.cancel(errDropped)
+				t.cancel()
 			}
 		}
 	}
@@ -245,11 +245,6 @@ func (s *Scheduler) Counts() map[State]int {
 	return counts
 }
 
-var (
-	errDropped   = errors.New("another instance has the job now")
-	errPreempted = errors.New("another job's turn")
-)
-
 // A slice ends when another job waits and this one has had so much: what it
 // has fetched ahead is fetched again, so a slice is to be worth more than that.
 const (
@@ -291,7 +286,7 @@ func (s *Scheduler) schedule() {
 			break
 		}
 		victim.preempted = true
-		victim.cancel(errPreempted)
+		victim.cancel()
 	}
 	if s.review == nil {
 		s.review = time.AfterFunc(reviewTime, func() {
@@ -330,14 +325,14 @@ func (s *Scheduler) queueUp(t *task) {
 }
 
 func (s *Scheduler) start(t *task) {
-	ctx, cancel := context.WithCancelCause(s.ctx)
+	ctx, cancel := context.WithCancel(s.ctx)
 	t.cancel, t.preempted, t.pagesAtRun = cancel, false, -1
 	t.enter(Running, "", time.Time{})
 	t.Last = s.isLast(t)
 	s.running[t.JobID] = t
 	s.work.Go(func() {
 		outcome, err := s.Run(ctx, t.Delivery)
-		cancel(nil)
+		cancel()
 		s.settle(t, outcome, err)
 	})
 }

@@ -69,7 +69,6 @@ type Arrival struct {
 	Method string    `json:"method"`
 	Path   string    `json:"path"`
 	Status int       `json:"status"`
-	Key    string    `json:"-"` // as sent: which client it was
 }
 
 // keptArrivals bounds the log of arrivals.
@@ -118,7 +117,7 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	recorder := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
 	arrived := time.Now()
 	defer func() {
-		s.record(Arrival{At: arrived, Method: r.Method, Path: r.URL.RequestURI(), Status: recorder.status, Key: r.Header.Get("Authorization")})
+		s.record(Arrival{At: arrived, Method: r.Method, Path: r.URL.RequestURI(), Status: recorder.status})
 	}()
 	if s.options.Latency > 0 {
 		time.Sleep(s.options.Latency)

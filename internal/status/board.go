@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"rebound/internal/clock"
 	"rebound/internal/fleet"
 	"rebound/pipeline"
 )
@@ -102,7 +103,7 @@ func (b *board) follow(ctx context.Context, kafka Kafka, metrics *Metrics, look 
 				err := kafka.FollowProgress(ctx, partition, b.take)
 				if ctx.Err() == nil {
 					log.Warn("the progress of other instances cannot be read; trying again", "partition", partition, "error", err)
-					wait(ctx, 5*time.Second)
+					clock.Sleep(ctx, 5*time.Second)
 				}
 			}
 		}()
@@ -114,14 +115,7 @@ func (b *board) follow(ctx context.Context, kafka Kafka, metrics *Metrics, look 
 		b.mu.Lock()
 		b.kafka = err
 		b.mu.Unlock()
-		wait(ctx, time.Second)
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
+		clock.Sleep(ctx, time.Second)
 	}
 }
 
