@@ -276,7 +276,7 @@ func (v *validation) baseURL() {
 		v.wrong("FULLSTORY_BASE_URL", "%q is no URL: write it like https://api.fullstory.com", base)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		v.wrong("FULLSTORY_BASE_URL", "write scheme and host only, like https://api.fullstory.com")
-	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !v.config.FullStoryAllowHTTP:
+	case u.Scheme == "http" && !IsLoopback(u.Hostname()) && !v.config.FullStoryAllowHTTP:
 		v.wrong("FULLSTORY_BASE_URL", "plain http would send the API key unprotected to %s: use https, or set FULLSTORY_ALLOW_HTTP=true", u.Host)
 	}
 }
@@ -294,10 +294,11 @@ func (v *validation) httpAddr() {
 // HTTPIsLoopback tells whether HTTPAddr is reached from this machine only.
 func (c *Config) HTTPIsLoopback() bool {
 	host, _, err := net.SplitHostPort(c.HTTPAddr)
-	return err == nil && isLoopback(host)
+	return err == nil && IsLoopback(host)
 }
 
-func isLoopback(host string) bool {
+// IsLoopback tells whether a host, a name or an address, is this machine.
+func IsLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

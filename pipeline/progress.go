@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -43,6 +44,11 @@ type Progress struct {
 	Reason string `json:"reason,omitempty"`
 	// Replays names the orders for a replay that are carried out or begun.
 	Replays replays `json:"replays,omitempty"`
+}
+
+// Counts returns what is handled of how many, for a log.
+func (p Progress) Counts() slog.Attr {
+	return slog.Group("", "published", p.Published, "dead_lettered", p.DeadLettered, "total", p.TotalRecords)
 }
 
 // Position returns the index in the job of the first failure that is neither

@@ -186,16 +186,16 @@ func (k *Kafka) Progress(ctx context.Context, jobID string) (pipeline.Progress, 
 	return progress.Progress, err
 }
 
-// FollowProgress calls each for every committed progress record of a partition
-// of the progress topic, the old ones and those that come, until ctx ends or it
-// fails.
-func (k *Kafka) FollowProgress(ctx context.Context, partition int, each func(pipeline.Progress)) error {
+// FollowProgress calls each for the committed progress records of a partition of
+// the progress topic, so many of the newest and those that come, until ctx ends or
+// it fails.
+func (k *Kafka) FollowProgress(ctx context.Context, partition int, newest int64, each func(pipeline.Progress)) error {
 	topic := k.options.Topics.Progress
-	first, _, err := k.offsets(ctx, topic, partition)
+	first, end, err := k.offsets(ctx, topic, partition)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", topic, explain(err))
 	}
-	s := scan{next: first}
+	s := scan{next: max(first, end-newest)}
 	err = s.follow(ctx, k, topic, partition, func(r *record) error {
 		// One that is none was reported to whoever asked for that job.
 		if progress, err := decodeProgress(r); err == nil && progress.JobID != "" {

@@ -182,43 +182,46 @@ func (p program) watchDemo(ctx context.Context, c *config.Config, page string, i
 
 	display := newDisplay(p.stderr, len(ids))
 	display.start(ctx, slog.New(slog.DiscardHandler))
-	ended := make(map[string]outcome)
-	for len(ended) < len(ids) {
+	outcomes, err := awaitEnds(ctx, kafka, ids, display, instance)
+	display.stop()
+	if err != nil {
+		return err
+	}
+	return p.sumUp(ctx, p.stdout, outcomes)
+}
+
+// awaitEnds shows how jobs get on until all have ended or the instance has.
+func awaitEnds(ctx context.Context, kafka *sink.Kafka, ids []string, display *display, instance <-chan error) ([]outcome, error) {
+	outcomes := make([]outcome, len(ids))
+	for ended := 0; ended < len(ids); {
 		select {
 		case <-ctx.Done():
-			display.stop()
-			return ctx.Err()
+			return nil, ctx.Err()
 		case err := <-instance:
-			display.stop()
-			return fmt.Errorf("the instance has ended: %w", err)
+			return nil, fmt.Errorf("the instance has ended: %w", err)
 		case <-time.After(lineInterval):
 		}
-		for _, id := range ids {
+		for i, id := range ids {
 			progress, err := kafka.Progress(ctx, id)
 			if err != nil {
-				display.stop()
-				return err
+				return nil, err
 			}
-			if _, done := ended[id]; done || progress.JobID == "" {
+			if outcomes[i].id != "" || progress.JobID == "" {
 				continue
 			}
 			display.report(progress)
-			if progress.State != pipeline.Running {
-				o := outcome{id: id, Outcome: pipeline.Outcome{Progress: progress}}
-				if progress.State != pipeline.Done {
-					o.err = errors.New(progress.Reason)
-				}
-				ended[id] = o
-				display.end(id)
+			if progress.State == pipeline.Running {
+				continue
 			}
+			outcomes[i] = outcome{id: id, Outcome: pipeline.Outcome{Progress: progress}}
+			if progress.State != pipeline.Done {
+				outcomes[i].err = errors.New(progress.Reason)
+			}
+			display.end(id)
+			ended++
 		}
 	}
-	display.stop()
-	var outcomes []outcome
-	for _, id := range ids {
-		outcomes = append(outcomes, ended[id])
-	}
-	return p.sumUp(ctx, p.stdout, outcomes)
+	return outcomes, nil
 }
 
 // submit posts jobs to an instance that may not be up yet.

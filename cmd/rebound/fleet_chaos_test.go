@@ -77,7 +77,7 @@ func (c fleetChaos) run(t *testing.T, w *world, random *rand.Rand) {
 		instances = append(instances, w.serve())
 	}
 	instances[0].submit(false, ids...)
-	time.Sleep(20 * time.Second)
+	await(t, time.Minute, "work for all", func() bool { return allBusy(instances) })
 
 	type stretch struct {
 		from, to time.Time
@@ -186,7 +186,7 @@ func mustKeepLimit(t *testing.T, arrivals []simulator.Arrival) {
 	slices.SortFunc(asked, time.Time.Compare) // they are in the order of the answers
 	for _, window := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 30 * time.Second} {
 		// A process that has no core for a moment sends late, and then at once.
-		const jitter = 250 * time.Millisecond
+		const jitter = 100 * time.Millisecond
 		allowed := int((window+jitter).Seconds()*fleetLimit) + fleetBurst
 		most, when := 0, time.Time{}
 		for first, last := 0, 0; last < len(asked); last++ {

@@ -154,6 +154,17 @@ func (r result) must(t *testing.T, status int) result {
 	return r
 }
 
+// client returns a client of the brokers that shares nothing with rebound.
+func (w *world) client(options ...kgo.Opt) *kgo.Client {
+	w.t.Helper()
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...)}, options...)...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(client.Close)
+	return client
+}
+
 // message is a message as a consumer gets it.
 type message struct {
 	topic, key, value, headers string
@@ -164,12 +175,7 @@ type message struct {
 // rebound, as read_committed.
 func (w *world) consume(topic string) []message {
 	w.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...), kgo.ConsumeTopics(topic),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client(kgo.ConsumeTopics(topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	ends := w.committedEnds(client, topic)
 	var messages []message
 	positions := make(map[int32]int64)

@@ -232,7 +232,7 @@ func (o *outcome) state(ctx context.Context) string {
 
 func logOutcome(ctx context.Context, log *slog.Logger, o *outcome) {
 	log = log.With("job", o.id, "run", o.Progress.Run)
-	counts := slog.Group("", "published", o.Progress.Published, "dead_lettered", o.Progress.DeadLettered, "total", o.Progress.TotalRecords)
+	counts := o.Progress.Counts()
 	switch o.state(ctx) {
 	case "skipped":
 		log.Info("the job was published to the end before; skipped (--replay publishes it again)", counts)

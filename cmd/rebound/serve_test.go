@@ -159,12 +159,11 @@ func (i *instance) submit(replay bool, ids ...string) {
 	}
 }
 
-// job is what GET /jobs/{id} says.
+// servedJob is what GET /jobs/{id} says, as far as the tests ask.
 type servedJob struct {
-	State                                   string
-	Run                                     int
-	Published, Dead_lettered, Total_records int64
-	Reason                                  string
+	State     string
+	Run       int
+	Published int64
 }
 
 func (i *instance) job(id string) (j servedJob) {
@@ -186,12 +185,7 @@ func (i *instance) awaitState(patience time.Duration, id string, run int, state 
 // order writes values to the jobs topic, as a producer that is not ours.
 func (w *world) order(values ...string) {
 	w.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...), kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"]+".jobs"),
-		kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client(kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"]+".jobs"), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
 	for _, value := range values {
 		if err := client.ProduceSync(w.t.Context(), &kgo.Record{Value: []byte(value)}).FirstErr(); err != nil {
 			w.t.Fatal(err)
@@ -202,11 +196,7 @@ func (w *world) order(values ...string) {
 // lag returns how many orders the group has not carried out yet.
 func (w *world) lag() (lag int64) {
 	w.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client()
 	described, err := kadm.NewClient(client).Lag(w.t.Context(), w.env["KAFKA_TOPIC"])
 	if err != nil {
 		w.t.Fatal(err)
@@ -322,13 +312,16 @@ func firstJobs(i *instance) string {
 func TestAParkedJobSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, simulator.Options{})
-	w.api.Conjure(simulator.Conjured{ID: "slow=", Failures: 70, PageSize: 50, Processing: 6 * time.Second})
+	w.api.Conjure(simulator.Conjured{ID: "slow=", Failures: 70, PageSize: 50, Processing: 12 * time.Second})
 	w.conjure("quick=", 120, 50)
 	i := w.serve("JOB_CONCURRENCY=1")
 	i.submit(false, "slow=")
 	i.awaitState(90*time.Second, "slow=", 0, "parked")
 	i.submit(false, "quick=")
 	i.awaitState(30*time.Second, "quick=", 1, "done")
+	if state := i.job("slow=").State; state != "parked" {
+		t.Errorf("the other job waited until this one was %s", state)
+	}
 	i.kill()
 	again := w.serve("JOB_CONCURRENCY=1")
 	again.awaitState(90*time.Second, "slow=", 1, "done")
@@ -351,11 +344,7 @@ func TestOrdersThatComeAgainAreCarriedOutOnce(t *testing.T) {
 	i.awaitState(30*time.Second, "b=", 2, "done")
 	i.terminate()
 
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client()
 	admin := kadm.NewClient(client)
 	if _, err := admin.DeleteGroups(t.Context(), w.env["KAFKA_TOPIC"]); err != nil {
 		t.Fatal(err)
@@ -673,11 +662,7 @@ func TestTracesFollowAJob(t *testing.T) {
 	w.conjure("traced=", 500, 50)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	i := w.serve("OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL)
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client()
 	await(t, 30*time.Second, "readiness", func() bool { status, _, _ := i.call("GET", "/readyz", ""); return status == http.StatusOK })
 	order := &kgo.Record{Topic: w.env["KAFKA_TOPIC"] + ".jobs", Value: []byte("traced="),
 		Headers: []kgo.RecordHeader{{Key: "traceparent", Value: []byte("00-" + trace + "-00f067aa0ba902b7-01")}}}

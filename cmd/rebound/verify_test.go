@@ -167,11 +167,7 @@ func TestAHundredThousandJobsAreListedQuickly(t *testing.T) {
 	w := newWorld(t, simulator.Options{})
 	w.conjure("last=", 1, 1)
 	w.run([]string{"run", "last="}).must(t, 0)
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(w.env["KAFKA_BROKERS"], ",")...), kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"]+".progress"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := w.client(kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"] + ".progress"))
 	const jobs = 100_000
 	for i := range jobs {
 		id := fmt.Sprint("job-", i)

@@ -183,12 +183,14 @@ func TestAFullDiskAndAClosedPipeAreSaid(t *testing.T) {
 	}
 }
 
+// allow returns an ACL for everything whose name begins with name.
+func allow(resource kmsg.ACLResourceType, name string, operation kmsg.ACLOperation) kfake.ACL {
+	return kfake.ACL{Resource: resource, Name: name, Pattern: kmsg.ACLResourcePatternTypePrefixed, Operation: operation, Allow: true}
+}
+
 // Each permission that is missing is named. The embedded cluster checks ACLs as
 // Kafka does.
 func TestMissingPermissionsAreNamed(t *testing.T) {
-	allow := func(resource kmsg.ACLResourceType, name string, operation kmsg.ACLOperation) kfake.ACL {
-		return kfake.ACL{Resource: resource, Name: name, Pattern: kmsg.ACLResourcePatternTypePrefixed, Operation: operation, Allow: true}
-	}
 	const topic, id = kmsg.ACLResourceTypeTopic, kmsg.ACLResourceTypeTransactionalId
 	minimum := map[string]kfake.ACL{
 		"Describe":                allow(topic, "acl", kmsg.ACLOperationDescribe),
@@ -243,12 +245,9 @@ func TestMissingPermissionsAreNamed(t *testing.T) {
 }
 
 func TestServeNeedsItsGroup(t *testing.T) {
-	allow := func(resource kmsg.ACLResourceType, operation kmsg.ACLOperation) kfake.ACL {
-		return kfake.ACL{Resource: resource, Name: "acl", Pattern: kmsg.ACLResourcePatternTypePrefixed, Operation: operation, Allow: true}
-	}
 	w := newWorld(t, simulator.Options{}, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "admin"),
 		kfake.User("PLAIN", "rebound", "secret-canary",
-			allow(kmsg.ACLResourceTypeTopic, kmsg.ACLOperationAll), allow(kmsg.ACLResourceTypeTransactionalId, kmsg.ACLOperationAll)))
+			allow(kmsg.ACLResourceTypeTopic, "acl", kmsg.ACLOperationAll), allow(kmsg.ACLResourceTypeTransactionalId, "acl", kmsg.ACLOperationAll)))
 	for name, value := range map[string]string{
 		"KAFKA_TOPIC": "acl", "KAFKA_GROUP_ID": "another", "KAFKA_SASL_MECHANISM": "plain", "KAFKA_SASL_USERNAME": "rebound", "KAFKA_SASL_PASSWORD": "secret-canary",
 		"HTTP_ADDR": "127.0.0.1:0",

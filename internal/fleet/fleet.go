@@ -37,7 +37,8 @@ type Options struct {
 	Bucket    *source.Bucket
 	PerSecond float64
 	Burst     int
-	// Runner runs the jobs. The fleet sets its Report and Transient.
+	// Runner runs the jobs. The fleet sets its Report, Transient and
+	// ShutdownTimeout.
 	Runner *pipeline.Runner
 	// Concurrency is how many jobs run side by side in this instance.
 	Concurrency int
@@ -278,7 +279,7 @@ func (f *Fleet) run(ctx context.Context, d sink.Delivery) (pipeline.Outcome, err
 // ended lets the offset move past an order.
 func (f *Fleet) ended(e Ended) {
 	log := f.Log.With("job", e.Order.JobID, "run", e.Progress.Run)
-	counts := slog.Group("", "published", e.Progress.Published, "dead_lettered", e.Progress.DeadLettered, "total", e.Progress.TotalRecords)
+	counts := e.Progress.Counts()
 	switch {
 	case e.Err != nil:
 		log.Error("the job ended early", counts, "error", e.Err)

@@ -66,6 +66,11 @@ type board struct {
 // maxRecent is how many jobs are remembered besides those of this instance.
 const maxRecent = 500
 
+// readBack is how many records of each partition of the progress topic are looked
+// at for them: a job that runs for long has one a commit, until they are
+// compacted.
+const readBack = 20_000
+
 func newBoard(f Fleet) *board {
 	return &board{fleet: f, recent: make(map[string]pipeline.Progress), rates: make(map[string]*speed)}
 }
@@ -100,7 +105,7 @@ func (b *board) follow(ctx context.Context, kafka Kafka, metrics *Metrics, look 
 	for partition := range kafka.ProgressPartitions() {
 		go func() {
 			for ctx.Err() == nil {
-				err := kafka.FollowProgress(ctx, partition, b.take)
+				err := kafka.FollowProgress(ctx, partition, readBack, b.take)
 				if ctx.Err() == nil {
 					log.Warn("the progress of other instances cannot be read; trying again", "partition", partition, "error", err)
 					clock.Sleep(ctx, 5*time.Second)

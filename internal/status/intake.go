@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 
+	"rebound/config"
 	"rebound/pipeline"
 )
 
@@ -83,8 +84,7 @@ func isLoopback(hostPort string) bool {
 	if err != nil {
 		host = hostPort
 	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return config.IsLoopback(strings.Trim(host, "[]"))
 }
 
 // readSubmission reads the body, or answers what is wrong with it.

@@ -35,7 +35,7 @@ type Fleet interface {
 type Kafka interface {
 	Submit(ctx context.Context, orders []pipeline.Order) error
 	Progress(ctx context.Context, jobID string) (pipeline.Progress, error)
-	FollowProgress(ctx context.Context, partition int, each func(pipeline.Progress)) error
+	FollowProgress(ctx context.Context, partition int, newest int64, each func(pipeline.Progress)) error
 	ProgressPartitions() int
 	Ping(ctx context.Context) error
 }

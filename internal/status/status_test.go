@@ -39,7 +39,7 @@ func (s store) Submit(context.Context, []pipeline.Order) error { return s.err }
 func (s store) Progress(context.Context, string) (pipeline.Progress, error) {
 	return pipeline.Progress{}, s.err
 }
-func (s store) FollowProgress(ctx context.Context, _ int, _ func(pipeline.Progress)) error {
+func (s store) FollowProgress(ctx context.Context, _ int, _ int64, _ func(pipeline.Progress)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
