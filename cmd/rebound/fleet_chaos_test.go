@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -118,10 +119,19 @@ func (c fleetChaos) run(t *testing.T, w *world, random *rand.Rand) {
 		}
 		if (event+1)%(c.events/c.quiet) == 0 {
 			brokerDown.Wait()
-			time.Sleep(18 * time.Second) // whoever was killed is missed, the shares are handed over
-			from := time.Now()
-			time.Sleep(15 * time.Second)
-			quiet = append(quiet, stretch{from, time.Now(), allBusy(instances)})
+			// It is quiet when all are missed that were killed and the shares are
+			// handed over. Who is killed while it joins is missed a session later
+			// than those before it.
+			settling := time.Now()
+			await(t, time.Minute, "the whole limit shared", func() bool { return shared(instances) == fleetLimit })
+			t.Logf("quiet after %v", time.Since(settling).Round(time.Second))
+			s := stretch{from: time.Now(), busy: true}
+			for range 15 {
+				time.Sleep(time.Second)
+				s.busy = s.busy && allBusy(instances)
+			}
+			s.to = time.Now()
+			quiet = append(quiet, s)
 			continue
 		}
 		time.Sleep(time.Duration(500+random.IntN(3500)) * time.Millisecond)
@@ -171,6 +181,15 @@ func allBusy(instances []*instance) bool {
 		}
 	}
 	return true
+}
+
+// shared is the sum of the instances' shares in the limit, a second.
+func shared(instances []*instance) float64 {
+	sum := 0.0
+	for _, i := range instances {
+		sum += i.metric("rebound_rate_limit_share")
+	}
+	return math.Round(sum)
 }
 
 // mustKeepLimit fails the test where more requests arrived in any time of a second

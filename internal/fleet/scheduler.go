@@ -116,6 +116,8 @@ type Ended struct {
 // Start makes the scheduler ready for orders. When ctx ends, so do all jobs;
 // Wait waits for them.
 func (s *Scheduler) Start(ctx context.Context) {
+	s.mu.Lock() // the status page may ask already
+	defer s.mu.Unlock()
 	s.ctx = ctx
 	s.room = semaphore.NewWeighted(maxTasks)
 	s.tasks, s.running = make(map[place]*task), make(map[string]*task)
