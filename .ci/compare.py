@@ -2,7 +2,7 @@
 """Compares what a consumer read with what the simulated FullStory API holds, byte for byte. It shares no code with
 rebound: everything that the contract says of a message is written down here once more.
 
-    compare.py [--run N] API JOB… < messages.jsonl
+    compare.py [--run N] [--kind events] API JOB… < messages.jsonl
 
 Messages come as kcat -J prints them (or rebound --sink stdout): read committed, in the order of each partition, dead
 letters and failed users together.
@@ -72,32 +72,36 @@ def snake(code):
     return "_".join(w for w in re.split(r"[\W_]+", words.lower()) if w) or "unknown"
 
 
-def expected(job, run, index, raw):
+def expected(job, run, index, raw, subject):
     """Topic kind, key, headers and value of a result's message."""
     ident = f"{job}/{index}"
     dead = lambda reason: ("dead", job, {"job": job, "id": ident, "run": run, "reason": reason}, raw)
     if not raw.lstrip().startswith(b"{"):
         return dead("not_an_object")
     result = members(raw)
-    user = result.get("user", b"null")
-    if not user.startswith(b"{"):
-        return dead("no_user")
+    request = result.get(subject, b"null")
+    if not request.startswith(b"{"):
+        return dead("no_" + subject)
     code, message = result.get("code", b""), result.get("message", b"")
     code = snake(text_of(code)) if code.startswith(b'"') else "unknown"
     message = " ".join(text_of(message).split()) if message.startswith(b'"') else ""
-    uid = members(user).get("uid", b"")
+    user = request if subject == "user" else members(request).get("user", b"{}")
+    uid = members(user).get("uid", b"") if user.startswith(b"{") else b""
     uid = text_of(uid) if uid.startswith(b'"') else ""
-    value = f'{{"job_id":{quoted(job)},"index":{index},"code":{quoted(code)},"message":{quoted(message)},"user":'
-    value = value.encode() + utf8(user).encode() + b"}"
+    value = f'{{"job_id":{quoted(job)},"index":{index},"code":{quoted(code)},"message":{quoted(message)},"{subject}":'
+    value = value.encode() + utf8(request).encode()
+    if subject == "event" and "shared" in result:
+        value += b',"shared":' + utf8(result["shared"]).encode()
+    value += b"}"
     if len(value) > (1 << 20) - 2000:
         return dead("too_large")
     headers = {"job": job, "code": code, "id": ident, "run": run, "content-type": "application/json",
-               "schema": "rebound.failed-user.v1"}
+               "schema": f"rebound.failed-{subject}.v1"}
     return "user", uid or job, headers, value
 
 
-def truth(api, job):
-    url = f"{api}/_simulator/jobs/{urllib.parse.quote(job, safe='')}/failures"
+def truth(api, job, kind):
+    url = f"{api}/_simulator/jobs/{urllib.parse.quote(job, safe='')}/failures?kind={kind}"
     with urllib.request.urlopen(url) as lines:
         for line in lines:
             line = json.loads(line)
@@ -135,17 +139,21 @@ def read(lines, jobs, run):
 
 
 def main():
-    arguments, run = sys.argv[1:], "1"
-    if arguments[0] == "--run":
-        run, arguments = arguments[1], arguments[2:]
+    arguments, run, kind = sys.argv[1:], "1", "users"
+    while arguments[0] in ("--run", "--kind"):
+        if arguments[0] == "--run":
+            run = arguments[1]
+        else:
+            kind = arguments[1]
+        arguments = arguments[2:]
     api, jobs = arguments[0], arguments[1:]
     got, read_count, errors = read(sys.stdin, jobs, run)
     total, failed = 0, False
     for job in jobs:
         count, wrong, have = 0, errors[job], got[job]
-        for index, raw in truth(api, job):
+        for index, raw in truth(api, job, kind):
             count += 1
-            want, one = expected(job, run, index, raw), have.pop(index, None)
+            want, one = expected(job, run, index, raw, kind.removesuffix("s")), have.pop(index, None)
             if one is None:
                 wrong.append(f"{job}/{index} is missing")
             elif one != want:

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/sethvargo/go-envconfig"
+
+	"rebound/pipeline"
 )
 
 // Config holds every setting. Its tags are the one place where a setting's
@@ -42,6 +44,7 @@ type Config struct {
 	KafkaDeadLetterTopic   string        `env:"KAFKA_DEAD_LETTER_TOPIC" shown:"${KAFKA_TOPIC}.dead-letter" doc:"what could not be made a failed user"`
 	KafkaProgressTopic     string        `env:"KAFKA_PROGRESS_TOPIC" shown:"${KAFKA_TOPIC}.progress" doc:"compacted; how far each job is"`
 	KafkaJobsTopic         string        `env:"KAFKA_JOBS_TOPIC" shown:"${KAFKA_TOPIC}.jobs" doc:"where serve takes jobs from"`
+	KafkaEventsTopic       string        `env:"KAFKA_EVENTS_TOPIC" shown:"fullstory.event-import-errors; ${KAFKA_TOPIC}.events where that is set" doc:"failed events (--kind events); their dead letters and progress are on topics of this name with .dead-letter and .progress"`
 	KafkaGroupID           string        `env:"KAFKA_GROUP_ID,default=rebound" doc:"the consumer group of serve's instances"`
 	KafkaDelivery          string        `env:"KAFKA_DELIVERY,default=exactly-once" doc:"exactly-once, or at-least-once for clusters that allow no transactions"`
 	KafkaCompression       string        `env:"KAFKA_COMPRESSION,default=lz4" doc:"none, gzip, snappy, lz4 or zstd"`
@@ -57,6 +60,12 @@ type Config struct {
 	KafkaSASLPassword      Secret        `env:"KAFKA_SASL_PASSWORD" doc:"for plain and scram"`
 	KafkaSASLPasswordFile  string        `env:"KAFKA_SASL_PASSWORD_FILE" doc:"a file that holds the password"`
 	KafkaRetryTimeout      time.Duration `env:"KAFKA_RETRY_TIMEOUT,default=15m" doc:"how long the brokers may keep failing in a way that is worth another try"`
+
+	KafkaCloudEvents  bool     `env:"KAFKA_CLOUDEVENTS,default=false" doc:"give failures the headers of a CloudEvent, too (binary mode)"`
+	FieldsDrop        []string `env:"FIELDS_DROP" doc:"comma-separated JSON pointers into user, such as /email or /properties/*/phone: members that are left out"`
+	FieldsHash        []string `env:"FIELDS_HASH" doc:"the same, for members that are replaced by a keyed hash (HMAC-SHA-256)"`
+	FieldsHashKey     Secret   `env:"FIELDS_HASH_KEY" doc:"the key of those hashes, 16 bytes or more; the same in all instances"`
+	FieldsHashKeyFile string   `env:"FIELDS_HASH_KEY_FILE" doc:"a file that holds that key"`
 
 	CommitInterval  time.Duration `env:"COMMIT_INTERVAL,default=1s" doc:"pages that arrive in this time are committed together"`
 	JobConcurrency  int           `env:"JOB_CONCURRENCY,default=8" doc:"jobs in flight in one process"`
@@ -107,6 +116,12 @@ func Load(ctx context.Context, lookup func(variable string) (string, bool), need
 	}
 	c.KafkaJobsTopic = orElse(c.KafkaJobsTopic, c.KafkaTopic+".jobs")
 	c.KafkaProgressTopic = orElse(c.KafkaProgressTopic, c.KafkaTopic+".progress")
+	if c.KafkaEventsTopic == "" {
+		c.KafkaEventsTopic = "fullstory.event-import-errors"
+		if topic, ok := lookup("KAFKA_TOPIC"); ok && strings.TrimSpace(topic) != "" {
+			c.KafkaEventsTopic = c.KafkaTopic + ".events"
+		}
+	}
 	v := validation{config: c, problems: problems}
 	v.validate(need)
 	if len(v.problems) > 0 {
@@ -203,6 +218,8 @@ func (v *validation) validate(need Need) {
 	v.secret(&c.FullStoryAPIKey, "FULLSTORY_API_KEY", c.FullStoryAPIKeyFile)
 	v.secret(&c.KafkaSASLPassword, "KAFKA_SASL_PASSWORD", c.KafkaSASLPasswordFile)
 	v.secret(&c.HTTPToken, "HTTP_TOKEN", c.HTTPTokenFile)
+	v.secret(&c.FieldsHashKey, "FIELDS_HASH_KEY", c.FieldsHashKeyFile)
+	v.fields()
 	v.httpAddr()
 	if need&FullStory != 0 && c.FullStoryAPIKey.Reveal() == "" && c.FullStoryAPIKeyFile == "" {
 		v.wrong("FULLSTORY_API_KEY", "missing: set it, or FULLSTORY_API_KEY_FILE, to an API key of your FullStory account")
@@ -336,6 +353,27 @@ func (v *validation) brokers(need Need) {
 	}
 }
 
+// fields checks what is to be hidden. The key may be on its way in a file that
+// could not be read, which was said then.
+func (v *validation) fields() {
+	c := v.config
+	for variable, pointers := range map[string][]string{"FIELDS_DROP": c.FieldsDrop, "FIELDS_HASH": c.FieldsHash} {
+		for i, pointer := range pointers {
+			pointers[i] = strings.TrimSpace(pointer)
+			if err := pipeline.CheckPointer(pointers[i]); err != nil {
+				v.wrong(variable, "%v", err)
+			}
+		}
+	}
+	const least = 16
+	switch key := c.FieldsHashKey.Reveal(); {
+	case len(c.FieldsHash) > 0 && key == "" && c.FieldsHashKeyFile == "":
+		v.wrong("FIELDS_HASH_KEY", "missing: FIELDS_HASH is set; make one with \"openssl rand -hex 32\"")
+	case key != "" && len(key) < least:
+		v.wrong("FIELDS_HASH_KEY", "%d bytes are too few, %d are needed: make one with \"openssl rand -hex 32\"", len(key), least)
+	}
+}
+
 // topicName is what Kafka takes as a topic's name.
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 
@@ -346,6 +384,9 @@ func (v *validation) topics() {
 		{"KAFKA_DEAD_LETTER_TOPIC", v.config.KafkaDeadLetterTopic},
 		{"KAFKA_PROGRESS_TOPIC", v.config.KafkaProgressTopic},
 		{"KAFKA_JOBS_TOPIC", v.config.KafkaJobsTopic},
+		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic},
+		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic + ".dead-letter"},
+		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic + ".progress"},
 	} {
 		if !topicName.MatchString(topic.name) || topic.name == "." || topic.name == ".." {
 			v.wrong(topic.variable, "%q is no topic name: up to 249 letters, digits, dots, dashes and underscores", topic.name)

@@ -59,6 +59,8 @@ type Publication interface {
 type Runner struct {
 	Source Source
 	Sink   Sink
+	// Form is that of the messages; its Kind is that of all jobs.
+	Form Form
 	// Limits are the largest messages that the topics take.
 	Limits Limits
 	// CommitInterval is how long pages gather before they are committed
@@ -118,7 +120,7 @@ func (r *Runner) Run(ctx context.Context, order Order) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	job := &job{Runner: r, id: order.JobID, log: r.logger().With("job", order.JobID), publication: publication, committed: committed}
+	job := &job{Runner: r, id: order.JobID, log: r.Form.Kind.log(r.logger()).With("job", order.JobID), publication: publication, committed: committed}
 	defer func() { job.publication.Close(sinkCtx) }()
 
 	replay := order.Replay && !committed.Replays.has(order.Place)
@@ -188,7 +190,7 @@ func (j *job) start(ctx context.Context, replay bool, place *Place) {
 	j.codes, j.reasons = make(map[string]int64), make(map[string]int64)
 	now := time.Now().UTC()
 	if j.committed.Run == 0 || replay {
-		j.progress = Progress{JobID: j.id, Run: j.committed.Run + 1, State: Running, StartedAt: now, UpdatedAt: now, Replays: j.committed.Replays}
+		j.progress = Progress{JobID: j.id, Kind: j.Form.Kind, Run: j.committed.Run + 1, State: Running, StartedAt: now, UpdatedAt: now, Replays: j.committed.Replays}
 		if replay {
 			j.progress.Replays = j.progress.Replays.with(place)
 		}
@@ -197,7 +199,7 @@ func (j *job) start(ctx context.Context, replay bool, place *Place) {
 		j.log.Info("going on where the job stopped", "run", j.progress.Run, "position", j.progress.Position(),
 			"total", j.progress.TotalRecords, "state", j.progress.State)
 	}
-	j.run = NewRun(j.id, j.progress.Run)
+	j.run = NewRun(j.Form, j.id, j.progress.Run)
 	j.run.trace(ctx)
 	j.beginning = j.progress
 	j.log = j.log.With("run", j.progress.Run)

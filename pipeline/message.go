@@ -12,19 +12,18 @@ import (
 type Topic int
 
 const (
-	// FailedUsers takes every failure that names a user.
-	FailedUsers Topic = iota
-	// DeadLetters takes, as received, what could not be made a failed user.
+	// Failures takes every failure that names what failed, a user or an event.
+	Failures Topic = iota
+	// DeadLetters takes, as received, what could not be made a failure's
+	// message.
 	DeadLetters
 )
-
-// Schema names the form of a failed user's value in its schema header.
-const Schema = "rebound.failed-user.v1"
 
 // Why a result became a dead letter: the values of the reason header.
 const (
 	ReasonNotAnObject = "not_an_object"
 	ReasonNoUser      = "no_user"
+	ReasonNoEvent     = "no_event"
 	ReasonTooLarge    = "too_large"
 )
 
@@ -44,7 +43,7 @@ type Header struct {
 // Limits holds the largest message, in bytes of key, value and headers
 // together, that each topic takes.
 type Limits struct {
-	FailedUser int
+	Failure    int
 	DeadLetter int
 }
 
@@ -68,6 +67,7 @@ type Batch struct {
 	codes, reasons counts // failures by code, dead letters by reason
 	bytes          []byte
 	headers        []Header
+	compact        []byte // a member before something in it is hidden
 }
 
 // batchBytes is how many bytes of results, as received, a batch takes at least
@@ -102,7 +102,7 @@ func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limi
 	// Room for everything at once, so that each result is copied only once.
 	perResult := 2*len(run.JobID) + 128
 	b.bytes = slices.Grow(b.bytes, size+(next-from)*perResult)
-	b.headers = slices.Grow(b.headers, (next-from)*failedUserHeaders)
+	b.headers = slices.Grow(b.headers, (next-from)*run.headers)
 	for i := from; i < next; i++ {
 		if at := index + int64(i); at >= skip {
 			b.add(run, &page.Results[i], at, limits)
@@ -111,31 +111,34 @@ func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limi
 	return next
 }
 
-// A failed user has this many headers at most.
-const failedUserHeaders = 7
-
 func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
 	switch {
 	case !result.Object:
 		b.addDeadLetter(run, result, index, ReasonNotAnObject, limits)
-	case result.User == nil:
-		b.addDeadLetter(run, result, index, ReasonNoUser, limits)
-	case !b.addFailedUser(run, result, index, limits):
+	case result.Subject == nil:
+		b.addDeadLetter(run, result, index, run.form.Kind.reasonNone(), limits)
+	case !b.addFailure(run, result, index, limits):
 		b.addDeadLetter(run, result, index, ReasonTooLarge, limits)
 	default:
 		b.Failures++
 	}
 }
 
-// addFailedUser reports false, and adds nothing, where the message is larger
-// than its topic takes.
-func (b *Batch) addFailedUser(run Run, result *Result, index int64, limits Limits) bool {
+// addFailure reports false, and adds nothing, where the message is larger than
+// its topic takes.
+func (b *Batch) addFailure(run Run, result *Result, index int64, limits Limits) bool {
 	messages, headers, room := len(b.Messages), len(b.headers), len(b.bytes)
 
 	key := run.key
 	if result.UID != nil {
-		if uid := unquote(result.UID); len(uid) > 0 {
-			key = b.own(uid)
+		start := len(b.bytes)
+		if run.form.Fields == nil {
+			b.bytes = append(b.bytes, unquote(result.UID)...)
+		} else {
+			b.bytes = run.form.Fields.appendUID(b.bytes, run.form.Kind, result.UID)
+		}
+		if len(b.bytes) > start {
+			key = slices.Clip(b.bytes[start:])
 		}
 	}
 
@@ -148,23 +151,31 @@ func (b *Batch) addFailedUser(run Run, result *Result, index int64, limits Limit
 	codeEnd := len(b.bytes)
 	b.bytes = append(b.bytes, `","message":`...)
 	b.bytes = appendMessage(b.bytes, result.Message)
-	b.bytes = append(b.bytes, `,"user":`...)
-	b.bytes = appendUser(b.bytes, result.User)
+	b.bytes = append(b.bytes, run.subject...)
+	b.appendMember(run, run.form.Kind.Subject(), result.Subject)
+	if result.Shared != nil {
+		b.bytes = append(b.bytes, `,"shared":`...)
+		b.appendMember(run, "shared", result.Shared)
+	}
 	b.bytes = append(b.bytes, '}')
 	value := b.bytes[start:len(b.bytes):len(b.bytes)]
 	code := value[codeStart-start : codeEnd-start : codeEnd-start]
 
+	id := b.id(run, index)
 	b.headers = append(b.headers,
 		Header{"job", run.job},
 		Header{"code", code},
-		Header{"id", b.id(run, index)},
+		Header{"id", id},
 		Header{"run", run.number},
 		Header{"content-type", contentType},
-		Header{"schema", schema},
+		Header{"schema", run.schema},
 	)
+	if run.cloudEvent != nil {
+		b.headers = append(append(b.headers, run.cloudEvent...), Header{"ce_id", id})
+	}
 	b.headers = append(b.headers, run.context...)
-	message := Message{FailedUsers, key, value, slices.Clip(b.headers[headers:])}
-	if message.Size() > limits.FailedUser {
+	message := Message{Failures, key, value, slices.Clip(b.headers[headers:])}
+	if message.Size() > limits.Failure {
 		b.Messages, b.headers, b.bytes = b.Messages[:messages], b.headers[:headers], b.bytes[:room]
 		return false
 	}
@@ -173,10 +184,18 @@ func (b *Batch) addFailedUser(run Run, result *Result, index int64, limits Limit
 	return true
 }
 
-var (
-	contentType = []byte("application/json")
-	schema      = []byte(Schema)
-)
+var contentType = []byte("application/json")
+
+// appendMember appends the value of a result's member, in its normal form and
+// without what the run hides in it.
+func (b *Batch) appendMember(run Run, name string, value []byte) {
+	if run.form.Fields == nil {
+		b.bytes = appendCompact(b.bytes, value)
+		return
+	}
+	b.compact = appendCompact(b.compact[:0], value)
+	b.bytes = run.form.Fields.appendShown(b.bytes, b.compact, run.form.Fields.within(run.form.Kind, name))
+}
 
 // addDeadLetter adds the result as received, in parts where it is larger than
 // the topic takes.
@@ -189,7 +208,14 @@ func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason strin
 		{"run", run.number},
 		{"reason", []byte(reason)},
 	}, run.context...)
-	whole := Message{DeadLetters, run.key, result.Raw, headers}
+	value := result.Raw
+	if run.form.Fields != nil {
+		var err error
+		if value, err = run.form.Fields.shown(run.form.Kind, result); err != nil {
+			headers = append(headers, Header{"withheld", strconv.AppendInt(nil, int64(len(result.Raw)), 10)})
+		}
+	}
+	whole := Message{DeadLetters, run.key, value, headers}
 	for part := range whole.Split(limits.DeadLetter) {
 		part.Value = b.own(part.Value)
 		b.Messages = append(b.Messages, part)
@@ -260,14 +286,25 @@ type Run struct {
 	// Number is 1 for the first publication and one more for each replay.
 	Number int
 
+	form                          Form
 	job, key, number, valuePrefix []byte
+	subject, schema               []byte
+	cloudEvent                    []Header
+	headers                       int // that a failure has at most
 	// context is the header traceparent, where there is a trace.
 	context []Header
 }
 
-// NewRun returns the run with the given number of the job.
-func NewRun(jobID string, number int) Run {
-	run := Run{JobID: jobID, Number: number}
+// NewRun returns the run with the given number of the job, whose messages have
+// the form.
+func NewRun(form Form, jobID string, number int) Run {
+	run := Run{JobID: jobID, Number: number, form: form}
+	run.subject = []byte(`,"` + form.Kind.Subject() + `":`)
+	run.schema = []byte(form.Kind.Schema())
+	if run.cloudEvent = form.cloudEvent(jobID); run.cloudEvent != nil {
+		run.headers = len(run.cloudEvent) + 1
+	}
+	run.headers += 7
 	run.job = []byte(strings.ToValidUTF8(jobID, "\uFFFD"))
 	run.key = run.job
 	run.number = strconv.AppendInt(nil, int64(number), 10)

@@ -18,14 +18,14 @@ func result(code, message, user, uid string) pipeline.Result {
 		return []byte(text)
 	}
 	raw := fmt.Sprintf(`{"code":%s,"message":%s,"user":%s}`, code, message, user)
-	return pipeline.Result{Raw: []byte(raw), Object: true, Code: literal(code), Message: literal(message), User: literal(user), UID: literal(uid)}
+	return pipeline.Result{Raw: []byte(raw), Object: true, Code: literal(code), Message: literal(message), Subject: literal(user), UID: literal(uid)}
 }
 
-var generous = pipeline.Limits{FailedUser: 1 << 20, DeadLetter: 1 << 20}
+var generous = pipeline.Limits{Failure: 1 << 20, DeadLetter: 1 << 20}
 
 func transform(limits pipeline.Limits, index, skip int64, results ...pipeline.Result) *pipeline.Batch {
 	var b pipeline.Batch
-	b.Transform(pipeline.NewRun(`a/b"=`, 3), &pipeline.Page{Results: results}, 0, index, skip, limits)
+	b.Transform(pipeline.NewRun(pipeline.Form{}, `a/b"=`, 3), &pipeline.Page{Results: results}, 0, index, skip, limits)
 	return &b
 }
 
@@ -40,7 +40,7 @@ func headers(m pipeline.Message) string {
 func TestAFailedUserAsItsConsumerGetsIt(t *testing.T) {
 	b := transform(generous, 17, 0, result(`"Required Field"`, `" uid  is required"`, `{"uid":"u 1", "n":1e400}`, `"u 1"`))
 	m := b.Messages[0]
-	if m.Topic != pipeline.FailedUsers || string(m.Key) != "u 1" {
+	if m.Topic != pipeline.Failures || string(m.Key) != "u 1" {
 		t.Errorf("topic %v, key %q", m.Topic, m.Key)
 	}
 	if want := `{"job_id":"a/b\"=","index":17,"code":"required_field","message":"uid is required","user":{"uid":"u 1","n":1e400}}`; string(m.Value) != want {
@@ -89,7 +89,7 @@ func TestWhatIsNoFailedUserBecomesADeadLetter(t *testing.T) {
 }
 
 func TestWhatIsTooLargeIsSplitAndJoinsAgain(t *testing.T) {
-	limits := pipeline.Limits{FailedUser: 2000, DeadLetter: 1000}
+	limits := pipeline.Limits{Failure: 2000, DeadLetter: 1000}
 	big := result(`"c"`, `"m"`, `{"uid":"u","x":"`+strings.Repeat("0123456789", 1000)+`"}`, `"u"`)
 	b := transform(limits, 0, 0, result(`"c"`, `"m"`, `{}`, ""), big, result(`"c"`, `"m"`, `{}`, ""))
 	if b.Failures != 2 || b.DeadLetters != 1 {
@@ -126,7 +126,7 @@ func TestALargePageIsManyBatches(t *testing.T) {
 	var b pipeline.Batch
 	batches, messages := 0, 0
 	for from := 0; from < len(page.Results); batches++ {
-		from = b.Transform(pipeline.NewRun("job", 1), page, from, 50, 0, generous)
+		from = b.Transform(pipeline.NewRun(pipeline.Form{}, "job", 1), page, from, 50, 0, generous)
 		for _, m := range b.Messages {
 			if want := fmt.Sprintf(`"index":%d,`, 50+messages); !strings.Contains(string(m.Value), want) {
 				t.Errorf("message %d does not say %s", messages, want)
@@ -148,7 +148,7 @@ func TestABatchUsesItsMemoryAgain(t *testing.T) {
 		page.Results = append(page.Results, result(`"required_field"`, `"uid is required"`, `{"uid":"user-1","email":"a@example.com"}`, `"user-1"`))
 	}
 	var b pipeline.Batch
-	run := pipeline.NewRun("job", 1)
+	run := pipeline.NewRun(pipeline.Form{}, "job", 1)
 	transform := func() {
 		for from := 0; from < len(page.Results); {
 			from = b.Transform(run, page, from, 0, 0, generous)
@@ -166,10 +166,10 @@ func ExampleBatch_Transform() {
 		Raw:     []byte(`{"message":"uid is required","code":"Required Field","user":{"email":"ada@example.com"}}`),
 		Code:    []byte(`"Required Field"`),
 		Message: []byte(`"uid is required"`),
-		User:    []byte(`{"email":"ada@example.com"}`),
+		Subject: []byte(`{"email":"ada@example.com"}`),
 	}}}
 	var batch pipeline.Batch
-	batch.Transform(pipeline.NewRun("abd123=", 1), page, 0, 0, 0, pipeline.Limits{FailedUser: 1 << 20, DeadLetter: 1 << 20})
+	batch.Transform(pipeline.NewRun(pipeline.Form{}, "abd123=", 1), page, 0, 0, 0, pipeline.Limits{Failure: 1 << 20, DeadLetter: 1 << 20})
 	for _, m := range batch.Messages {
 		fmt.Printf("%s %s\n", m.Key, m.Value)
 	}
@@ -183,7 +183,7 @@ func BenchmarkTransform(b *testing.B) {
 			`{"uid":"user-1","email":"a@example.com","properties":{"note":"`+strings.Repeat("lorem ipsum ", 35)+`"}}`, `"user-1"`))
 	}
 	var batch pipeline.Batch
-	run := pipeline.NewRun("job", 1)
+	run := pipeline.NewRun(pipeline.Form{}, "job", 1)
 	b.ReportAllocs()
 	for b.Loop() {
 		for from := 0; from < len(page.Results); {

@@ -111,10 +111,10 @@ func isTidy(text []byte) bool {
 	return !afterSpace || len(text) == 0
 }
 
-// appendUser appends a JSON value without insignificant white space and with
+// appendCompact appends a JSON value without insignificant white space and with
 // U+FFFD for each byte that is not UTF-8. All else, member order, repeated
 // names, the digits of numbers, the escapes in strings, stays as it is.
-func appendUser(dst, user []byte) []byte {
+func appendCompact(dst, user []byte) []byte {
 	if !utf8.Valid(user) {
 		user = toValidUTF8(user)
 	}

@@ -66,7 +66,7 @@ func TestUsersStayAsTheyAre(t *testing.T) {
 		{"{ \"\xff\":1}", "{\"\uFFFD\":1}"},
 		{`{"a\\":1, "b\\\"":2}`, `{"a\\":1,"b\\\"":2}`},
 	} {
-		if got := string(appendUser(nil, []byte(c.user))); got != c.want {
+		if got := string(appendCompact(nil, []byte(c.user))); got != c.want {
 			t.Errorf("%s becomes %s, want %s", c.user, got, c.want)
 		}
 	}
@@ -117,7 +117,7 @@ func FuzzUser(f *testing.F) {
 			return
 		}
 		user = bytes.TrimSpace(user)
-		got := appendUser(nil, user)
+		got := appendCompact(nil, user)
 		if !utf8.Valid(got) {
 			t.Fatalf("%q becomes %q, which is no UTF-8", user, got)
 		}

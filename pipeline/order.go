@@ -10,6 +10,7 @@ import (
 // Order asks for the publication of a job.
 type Order struct {
 	JobID string
+	Kind  Kind
 	// Replay asks for a new run from page one, whatever was published before.
 	Replay bool
 	// Place is where the order stands in the jobs topic; nil for one that
@@ -20,6 +21,19 @@ type Order struct {
 	// early is recorded as the job's failure.
 	Last bool
 }
+
+// JobKey tells jobs apart: the ids of one kind of jobs may be those of the
+// other's.
+type JobKey struct {
+	Kind Kind
+	ID   string
+}
+
+// Key returns the job's.
+func (o Order) Key() JobKey { return JobKey{o.Kind, o.JobID} }
+
+// Key returns the job's.
+func (p Progress) Key() JobKey { return JobKey{p.Kind, p.JobID} }
 
 // CheckJobID tells what keeps a job id from being asked for.
 func CheckJobID(id string) error {

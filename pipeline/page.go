@@ -25,9 +25,13 @@ type Result struct {
 	// Code and Message are JSON string literals, quotes included; nil where
 	// the member is missing or no string.
 	Code, Message []byte
-	// User is the import request that failed, a JSON object; nil where there
-	// is none.
-	User []byte
-	// UID is the user's uid, a JSON string literal; nil where the user has none.
+	// Subject is the import request that failed, the user or the event, a JSON
+	// object; nil where there is none.
+	Subject []byte
+	// Shared is what the events of the import share, a JSON value; nil where
+	// there is none, and for users.
+	Shared []byte
+	// UID is the uid of the user, or of the event's user, a JSON string
+	// literal; nil where there is none.
 	UID []byte
 }

@@ -24,6 +24,7 @@ const (
 // Progress is how far a run of a job is: the value of a progress record.
 type Progress struct {
 	JobID string `json:"job_id"`
+	Kind  Kind   `json:"kind,omitempty"`
 	// Run is 1 for the first publication of the job, one more for each replay;
 	// 0 for a job that nothing is known of.
 	Run   int   `json:"run"`

@@ -35,9 +35,9 @@ func (k *Kafka) Committed(ctx context.Context, jobID string) (pipeline.Progress,
 	}
 	c := &Committed{kafka: k, job: jobID, run: fmt.Sprint(progress.Run), streams: make(map[pipeline.Topic]map[int]*stream)}
 	for _, written := range progress.Written {
-		topic := pipeline.FailedUsers
+		topic := pipeline.Failures
 		switch written.Topic {
-		case k.options.Topics.FailedUsers:
+		case k.options.Topics.Failures:
 		case k.options.Topics.DeadLetters:
 			topic = pipeline.DeadLetters
 		default:

@@ -21,9 +21,10 @@ import (
 	"rebound/sink/transaction"
 )
 
-// Topics names the topics.
+// Topics names the topics of one kind of jobs.
 type Topics struct {
-	FailedUsers string
+	// Failures takes failed users or failed events.
+	Failures    string
 	DeadLetters string
 	// Progress is compacted.
 	Progress string
@@ -32,7 +33,7 @@ type Topics struct {
 }
 
 func (t Topics) all() []string {
-	names := []string{t.FailedUsers, t.DeadLetters, t.Progress}
+	names := []string{t.Failures, t.DeadLetters, t.Progress}
 	if t.Jobs != "" {
 		names = append(names, t.Jobs)
 	}
@@ -134,7 +135,7 @@ func (k *Kafka) Close() { k.transport.CloseIdleConnections() }
 // Limits returns the largest messages that the topics take, uncompressed.
 func (k *Kafka) Limits() pipeline.Limits {
 	return pipeline.Limits{
-		FailedUser: k.layout.maxBytes[k.options.Topics.FailedUsers] - batchOverhead,
+		Failure:    k.layout.maxBytes[k.options.Topics.Failures] - batchOverhead,
 		DeadLetter: k.layout.maxBytes[k.options.Topics.DeadLetters] - batchOverhead,
 	}
 }
@@ -177,7 +178,7 @@ func (k *Kafka) nameOf(topic pipeline.Topic) string {
 	if topic == pipeline.DeadLetters {
 		return k.options.Topics.DeadLetters
 	}
-	return k.options.Topics.FailedUsers
+	return k.options.Topics.Failures
 }
 
 // TransactionalID returns the transactional id of a job: everyone who publishes

@@ -36,8 +36,9 @@ type Delivery struct {
 
 // order is the value of a record in the jobs topic; a bare job id is one, too.
 type order struct {
-	JobID  string `json:"job_id"`
-	Replay bool   `json:"replay,omitempty"`
+	JobID  string        `json:"job_id"`
+	Kind   pipeline.Kind `json:"kind,omitempty"`
+	Replay bool          `json:"replay,omitempty"`
 }
 
 func decodeOrder(value []byte) (order, error) {
@@ -88,7 +89,7 @@ func (k *Kafka) Orders(ctx context.Context, partition int, from int64, deliver f
 
 func delivery(r *record, partition int) Delivery {
 	o, err := decodeOrder(r.value)
-	d := Delivery{Order: pipeline.Order{JobID: o.JobID, Replay: o.Replay}, Err: err, record: *r}
+	d := Delivery{Order: pipeline.Order{JobID: o.JobID, Kind: o.Kind, Replay: o.Replay}, Err: err, record: *r}
 	d.Place = &pipeline.Place{Partition: partition, Offset: r.offset, Time: r.time}
 	for _, h := range r.headers {
 		if h.Name == "traceparent" {
@@ -106,7 +107,7 @@ func (k *Kafka) Submit(ctx context.Context, orders []pipeline.Order) error {
 	for some := range slices.Chunk(orders, atOnce) {
 		records := make([]pipeline.Message, len(some))
 		for i, o := range some {
-			value, err := json.Marshal(order{o.JobID, o.Replay})
+			value, err := json.Marshal(order{o.JobID, o.Kind, o.Replay})
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ func NewLines(w io.Writer, topics Topics) *Lines {
 
 // Limits returns the sizes that a topic takes by default.
 func (l *Lines) Limits() pipeline.Limits {
-	return pipeline.Limits{FailedUser: defaultMaxBytes - batchOverhead, DeadLetter: defaultMaxBytes - batchOverhead}
+	return pipeline.Limits{Failure: defaultMaxBytes - batchOverhead, DeadLetter: defaultMaxBytes - batchOverhead}
 }
 
 // Begin knows nothing of any job. See [pipeline.Sink].
@@ -83,7 +83,7 @@ func outputError(err error) error {
 }
 
 func (l *Lines) appendLine(dst []byte, m *pipeline.Message) []byte {
-	topic := l.topics.FailedUsers
+	topic := l.topics.Failures
 	if m.Topic == pipeline.DeadLetters {
 		topic = l.topics.DeadLetters
 	}

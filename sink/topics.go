@@ -17,6 +17,9 @@ import (
 // defaultMaxBytes is Kafka's default for max.message.bytes.
 const defaultMaxBytes = 1048588
 
+// ErrNoTopic tells that a topic is not there and is not to be made.
+var ErrNoTopic = errors.New("no topic")
+
 // prepare makes missing topics and reads what the topics are like.
 func (k *Kafka) prepare(ctx context.Context) error {
 	missing, err := k.readLayout(ctx)
@@ -25,8 +28,8 @@ func (k *Kafka) prepare(ctx context.Context) error {
 	}
 	if len(missing) > 0 {
 		if !k.options.CreateTopics {
-			return fmt.Errorf("Kafka has no topic %s: create it, or let rebound do it with KAFKA_CREATE_TOPICS=true; "+
-				"where it exists, rebound's user needs the ACL Describe on it", strings.Join(missing, " and no topic "))
+			return fmt.Errorf("Kafka has %w %s: create it, or let rebound do it with KAFKA_CREATE_TOPICS=true; "+
+				"where it exists, rebound's user needs the ACL Describe on it", ErrNoTopic, strings.Join(missing, " and no topic "))
 		}
 		if err := k.createTopics(ctx, missing, false); err != nil {
 			return err

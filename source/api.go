@@ -1,8 +1,9 @@
-// Package source reads the failures of user import jobs from the FullStory
-// server API: page by page, under one token bucket, through everything that is
-// worth another try.
+// Package source reads the failures of import jobs from the FullStory server API:
+// page by page, under one token bucket, through everything that is worth another
+// try.
 //
 // https://developer.fullstory.com/server/users/get-batch-import-errors/
+// https://developer.fullstory.com/server/events/get-batch-events-import-errors/
 package source
 
 import (
@@ -25,6 +26,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"rebound/internal/clock"
+	"rebound/pipeline"
 )
 
 // maxBody is the largest body that is read, after decompression.
@@ -33,6 +35,8 @@ const maxBody = 512 << 20
 // Options says how to reach the API. The zero durations mean no time at all:
 // set them.
 type Options struct {
+	// Kind is that of the jobs.
+	Kind pipeline.Kind
 	// BaseURL is where the API is, such as https://api.fullstory.com.
 	BaseURL string
 	// APIKey is sent as it is behind "Basic "; one that begins with "Basic "
@@ -58,7 +62,8 @@ type Options struct {
 
 // API is a client of the FullStory server API. It is safe for concurrent use.
 type API struct {
-	base          string
+	kind          pipeline.Kind
+	jobs          string // the URL that job ids follow
 	authorization string
 	bucket        *Bucket
 	bodies        *bodies
@@ -80,8 +85,7 @@ func New(options Options) *API {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &API{
-		base:          strings.TrimRight(options.BaseURL, "/"),
+	all := &API{
 		authorization: authorization,
 		bucket:        options.Bucket,
 		bodies:        newBodies(),
@@ -89,6 +93,7 @@ func New(options Options) *API {
 		options:       options,
 		log:           log,
 	}
+	return all.Of(options.Kind)
 }
 
 // NewTransport returns the transport that is used where the options name none:
@@ -100,7 +105,7 @@ func NewTransport() http.RoundTripper {
 }
 
 func (a *API) errorsURL(jobID, pageToken string) string {
-	u := a.base + "/v2/users/batch/" + escape(jobID) + "/errors"
+	u := a.jobs + escape(jobID) + "/errors"
 	if pageToken != "" {
 		u += "?page_token=" + escape(pageToken)
 	}
@@ -358,10 +363,19 @@ func (a *API) Check(ctx context.Context) error {
 	return err
 }
 
+// Of returns a client for another kind of jobs that shares everything with this
+// one: the bucket, the connections, the memory of pages.
+func (a *API) Of(kind pipeline.Kind) *API {
+	other := *a
+	other.kind = kind
+	other.jobs = strings.TrimRight(a.options.BaseURL, "/") + "/v2/" + kind.String() + "/batch/"
+	return &other
+}
+
 // Processing asks the API once whether it still processes the job:
 // https://developer.fullstory.com/server/users/get-batch-import/
 func (a *API) Processing(ctx context.Context, jobID string) (bool, error) {
-	status, header, body, err := a.get(ctx, a.base+"/v2/users/batch/"+escape(jobID), nil)
+	status, header, body, err := a.get(ctx, a.jobs+escape(jobID), nil)
 	if err != nil {
 		return false, err
 	}
@@ -390,7 +404,7 @@ func (a *API) CheckJob(ctx context.Context, jobID string) (how string, err error
 	if err != nil {
 		return "", err
 	}
-	page, err := newDecoder().decode(body, "")
+	page, err := newDecoder(a.kind).decode(body, "")
 	if err != nil {
 		return "", err
 	}

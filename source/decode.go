@@ -16,14 +16,16 @@ import (
 // none of it: a page's results point into the body. Names that stand twice are
 // allowed, the last one counts; so is invalid UTF-8.
 type decoder struct {
-	json   *jsontext.Decoder
-	buffer bytes.Buffer
-	body   []byte
-	page   pipeline.Page
+	kind    pipeline.Kind
+	subject string // the name of the member with the request that failed
+	json    *jsontext.Decoder
+	buffer  bytes.Buffer
+	body    []byte
+	page    pipeline.Page
 }
 
-func newDecoder() *decoder {
-	d := new(decoder)
+func newDecoder(kind pipeline.Kind) *decoder {
+	d := &decoder{kind: kind, subject: kind.Subject()}
 	d.json = jsontext.NewDecoder(&d.buffer)
 	return d
 }
@@ -188,8 +190,15 @@ func (d *decoder) decodeResult() error {
 				return d.readString(&result.Code)
 			case "message":
 				return d.readString(&result.Message)
-			case "user":
-				return d.decodeUser(&result)
+			case d.subject:
+				return d.decodeSubject(&result)
+			case "shared":
+				if d.kind == pipeline.Events {
+					begin := d.nextValue()
+					err := d.json.SkipValue()
+					result.Shared = d.body[begin:d.json.InputOffset()]
+					return err
+				}
 			}
 			return d.json.SkipValue()
 		})
@@ -202,20 +211,40 @@ func (d *decoder) decodeResult() error {
 	return nil
 }
 
-func (d *decoder) decodeUser(result *pipeline.Result) error {
-	result.User, result.UID = nil, nil
+// decodeSubject reads a user, or an event with its user.
+func (d *decoder) decodeSubject(result *pipeline.Result) error {
+	result.Subject, result.UID = nil, nil
 	if d.json.PeekKind() != '{' {
 		return d.json.SkipValue()
 	}
 	begin := d.nextValue()
-	err := d.members(func(name []byte) error {
+	var err error
+	if d.kind == pipeline.Events {
+		err = d.members(func(name []byte) error {
+			if string(name) == "user" {
+				return d.decodeUID(result)
+			}
+			return d.json.SkipValue()
+		})
+	} else {
+		err = d.decodeUID(result)
+	}
+	result.Subject = d.body[begin:d.json.InputOffset()]
+	return err
+}
+
+// decodeUID reads a user and remembers its uid.
+func (d *decoder) decodeUID(result *pipeline.Result) error {
+	result.UID = nil
+	if d.json.PeekKind() != '{' {
+		return d.json.SkipValue()
+	}
+	return d.members(func(name []byte) error {
 		if string(name) == "uid" {
 			return d.readString(&result.UID)
 		}
 		return d.json.SkipValue()
 	})
-	result.User = d.body[begin:d.json.InputOffset()]
-	return err
 }
 
 // readString points literal to the next value where that is a string, else to

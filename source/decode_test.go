@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"rebound/internal/simulator"
+	"rebound/pipeline"
 )
 
 func TestDecodeRefusesWhatIsNoPage(t *testing.T) {
@@ -14,14 +15,14 @@ func TestDecodeRefusesWhatIsNoPage(t *testing.T) {
 		`{"total_records":"many"}`, `{"total_records":-1}`, `{"total_records":1.5}`, `{"next_page_token":5}`,
 		`{} trailing`, `{}{}`, `<html>`, `{"results":[}`, `{"a" 1}`, `{1:2}`, `{"results":[tru]}`,
 	} {
-		if _, err := newDecoder().decode([]byte(body), ""); err == nil {
+		if _, err := newDecoder(pipeline.Users).decode([]byte(body), ""); err == nil {
 			t.Errorf("%q is taken for a page", body)
 		}
 	}
 }
 
 func TestDecodeErrorsDoNotQuoteThePage(t *testing.T) {
-	_, err := newDecoder().decode([]byte(`{"results":[{"user":{"email":ada@example.com}}]}`), "")
+	_, err := newDecoder(pipeline.Users).decode([]byte(`{"results":[{"user":{"email":ada@example.com}}]}`), "")
 	if err == nil || strings.Contains(err.Error(), "ada") || strings.Contains(err.Error(), "email") {
 		t.Errorf("the error quotes personal data: %v", err)
 	}
@@ -29,7 +30,7 @@ func TestDecodeErrorsDoNotQuoteThePage(t *testing.T) {
 
 func TestDecodePointsIntoTheBody(t *testing.T) {
 	const body = ` { "total_records" : "2" , "results" : [ {"code":"c" , "message" : "m\u0021", "user" : { "uid" : "u\/1", "n": 1e400 } , "x":{"user":{}} } , 17 ] ,"next_page_token":"n\u003d"} `
-	page, err := newDecoder().decode([]byte(body), "t")
+	page, err := newDecoder(pipeline.Users).decode([]byte(body), "t")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func TestDecodePointsIntoTheBody(t *testing.T) {
 		{"raw", string(first.Raw), `{"code":"c" , "message" : "m\u0021", "user" : { "uid" : "u\/1", "n": 1e400 } , "x":{"user":{}} }`},
 		{"code", string(first.Code), `"c"`},
 		{"message", string(first.Message), `"m\u0021"`},
-		{"user", string(first.User), `{ "uid" : "u\/1", "n": 1e400 }`},
+		{"user", string(first.Subject), `{ "uid" : "u\/1", "n": 1e400 }`},
 		{"uid", string(first.UID), `"u\/1"`},
 		{"raw of a number", string(second.Raw), `17`},
 	} {
@@ -56,16 +57,16 @@ func TestDecodePointsIntoTheBody(t *testing.T) {
 
 func TestOfANameThatStandsTwiceTheLastOneCounts(t *testing.T) {
 	const body = `{"results":[{"code":"a","code":"b","user":{"uid":"x"},"user":{"uid":"y","uid":"z"}},{"user":{},"user":null},{"code":"a","code":1,"user":{"uid":"x","uid":2}}]}`
-	page, err := newDecoder().decode([]byte(body), "")
+	page, err := newDecoder(pipeline.Users).decode([]byte(body), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := page.Results
-	if string(r[0].Code) != `"b"` || string(r[0].UID) != `"z"` || string(r[0].User) != `{"uid":"y","uid":"z"}` {
-		t.Errorf("got %s %s %s", r[0].Code, r[0].UID, r[0].User)
+	if string(r[0].Code) != `"b"` || string(r[0].UID) != `"z"` || string(r[0].Subject) != `{"uid":"y","uid":"z"}` {
+		t.Errorf("got %s %s %s", r[0].Code, r[0].UID, r[0].Subject)
 	}
-	if r[1].User != nil || r[2].Code != nil || r[2].UID != nil {
-		t.Errorf("an earlier value counts: %s %s %s", r[1].User, r[2].Code, r[2].UID)
+	if r[1].Subject != nil || r[2].Code != nil || r[2].UID != nil {
+		t.Errorf("an earlier value counts: %s %s %s", r[1].Subject, r[2].Code, r[2].UID)
 	}
 }
 
@@ -97,7 +98,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("{\"results\":[null,1,\"\xff\",{\"user\":{\"uid\":\"\\ud800\",\"uid\":3}}],\"total_records\":7}"))
 	f.Add([]byte(`{"next_page_token":"a","results":[],"next_page_token":"b"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		page, err := newDecoder().decode(body, "")
+		page, err := newDecoder(pipeline.Users).decode(body, "")
 		var model struct {
 			Results []json.RawMessage `json:"results"`
 		}
@@ -142,7 +143,7 @@ func caseFolds(names map[string]json.RawMessage) bool {
 func BenchmarkDecode(b *testing.B) {
 	api := simulator.New(simulator.Options{})
 	body := api.Page(simulator.Conjured{ID: "bench", Failures: 1000, Plain: true})
-	d := newDecoder()
+	d := newDecoder(pipeline.Users)
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {

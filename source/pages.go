@@ -20,7 +20,7 @@ func (a *API) Pages(ctx context.Context, jobID, pageToken string) iter.Seq2[*pip
 
 		seen := tokens{seed: maphash.MakeSeed()}
 		seen.add(pageToken)
-		decoder := newDecoder()
+		decoder := newDecoder(a.kind)
 
 		token, size := pageToken, 0
 		ahead := a.fetchAhead(ctx, jobID, token, size)

@@ -16,6 +16,7 @@ import (
 
 func (p program) checkCommand() *cobra.Command {
 	var serve bool
+	var kind pipeline.Kind
 	command := &cobra.Command{
 		Use:   "check [JOB_ID…]",
 		Short: "Try the configuration for real, changing nothing",
@@ -25,6 +26,7 @@ looks whether their failures can be read, too; with --serve, whether what serve
 needs besides is there.`,
 	}
 	command.Flags().BoolVar(&serve, "serve", false, "try the jobs topic and the consumer group, too")
+	kindFlag(command, &kind)
 	settings := p.settings(command)
 	command.RunE = func(command *cobra.Command, ids []string) error {
 		for _, id := range ids {
@@ -36,7 +38,7 @@ needs besides is there.`,
 		if err != nil {
 			return err
 		}
-		return p.check(command.Context(), c, ids, serve)
+		return p.check(command.Context(), c, kind, ids, serve)
 	}
 	return command
 }
@@ -44,7 +46,7 @@ needs besides is there.`,
 // checkPatience is how long a check waits for brokers that do not answer.
 const checkPatience = 5 * time.Second
 
-func (p program) check(ctx context.Context, c *config.Config, ids []string, serve bool) error {
+func (p program) check(ctx context.Context, c *config.Config, kind pipeline.Kind, ids []string, serve bool) error {
 	failed := false
 	report := func(what, how string, err error) {
 		if err != nil {
@@ -57,13 +59,13 @@ func (p program) check(ctx context.Context, c *config.Config, ids []string, serv
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	c.KafkaRetryTimeout = min(c.KafkaRetryTimeout, checkPatience)
 
-	api := newSource(c, log)
+	api := newSource(c, kind, log)
 	report("FullStory", c.FullStoryBaseURL+" takes the API key", api.Check(ctx))
 	for _, id := range ids {
 		how, err := api.CheckJob(ctx, id)
 		report("job "+id, how, err)
 	}
-	options, err := kafkaOptions(ctx, c, log)
+	options, err := kafkaOptions(ctx, c, kind, log)
 	if err != nil {
 		return err
 	}

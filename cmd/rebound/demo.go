@@ -174,7 +174,7 @@ func (p program) watchDemo(ctx context.Context, c *config.Config, page string, i
 	if err := submit(ctx, page, body); err != nil {
 		return err
 	}
-	kafka, err := openKafka(ctx, c, p.log(c))
+	kafka, err := openKafka(ctx, c, pipeline.Users, p.log(c))
 	if err != nil {
 		return err
 	}
@@ -249,7 +249,7 @@ func submit(ctx context.Context, page string, body []byte) error {
 // whether it is what FullStory has.
 func (p program) showDemo(ctx context.Context, c *config.Config, ids []string) error {
 	log := p.log(c)
-	kafka, err := openKafka(ctx, c, log)
+	kafka, err := openKafka(ctx, c, pipeline.Users, log)
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (p program) showDemo(ctx context.Context, c *config.Config, ids []string) e
 					codes[h.Name+" "+string(h.Value)]++
 				}
 			}
-			if example == nil && m.Topic == pipeline.FailedUsers && isPlain(m.Value) {
+			if example == nil && m.Topic == pipeline.Failures && isPlain(m.Value) {
 				clone := *m
 				example = &clone
 			}
@@ -291,7 +291,7 @@ func (p program) showDemo(ctx context.Context, c *config.Config, ids []string) e
 		}
 		fmt.Fprintf(p.stdout, "  value    %s\n", example.Value)
 	}
-	return p.proveDemo(ctx, kafka, newSource(c, log), ids)
+	return p.proveDemo(ctx, kafka, newSource(c, pipeline.Users, log), ids)
 }
 
 // isPlain tells whether any terminal shows the text as it is.
@@ -308,7 +308,7 @@ func isPlain(text []byte) bool {
 func (p program) proveDemo(ctx context.Context, kafka *sink.Kafka, api *source.API, ids []string) error {
 	fmt.Fprintf(p.stdout, "\n$ rebound verify %s\n", strings.Join(ids, " "))
 	for _, id := range ids {
-		ok, err := p.verifyJob(ctx, api, kafka, id)
+		ok, err := p.verifyJob(ctx, api, kafka, pipeline.Form{}, id)
 		if err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ import (
 func (p program) jobsCommand() *cobra.Command {
 	var asJSON bool
 	var state, since, until string
+	var kind pipeline.Kind
 	command := &cobra.Command{
 		Use:   "jobs",
 		Short: "List the jobs that the progress topic knows",
@@ -31,6 +32,7 @@ a table on a terminal, one job id a line elsewhere.`,
 		Args: noArguments,
 	}
 	settings := p.settings(command)
+	kindFlag(command, &kind)
 	command.Flags().BoolVar(&asJSON, "json", false, "one progress record a line, as it stands in the topic")
 	command.Flags().StringVar(&state, "state", "", "only jobs in `STATE`: running, done, incomplete or failed")
 	command.Flags().StringVar(&since, "since", "", "only jobs that moved at `TIME` or later: a date (UTC), RFC 3339, or an age such as 36h")
@@ -44,7 +46,7 @@ a table on a terminal, one job id a line elsewhere.`,
 		if err != nil {
 			return err
 		}
-		return p.listJobs(command.Context(), c, filter, asJSON)
+		return p.listJobs(command.Context(), c, kind, filter, asJSON)
 	}
 	return command
 }
@@ -105,9 +107,9 @@ type listedJob struct {
 	record   []byte
 }
 
-func (p program) listJobs(ctx context.Context, c *config.Config, filter jobFilter, asJSON bool) error {
+func (p program) listJobs(ctx context.Context, c *config.Config, kind pipeline.Kind, filter jobFilter, asJSON bool) error {
 	c.KafkaCreateTopics = false
-	kafka, err := openKafka(ctx, c, p.log(c))
+	kafka, err := openKafka(ctx, c, kind, p.log(c))
 	if err != nil {
 		return err
 	}

@@ -205,18 +205,26 @@ func (w *world) consume(topic string) []message {
 	return messages
 }
 
-// truth returns what the simulator holds of a job, made into messages by
+// truth returns what the simulator holds of a job of users, made into messages by
 // encoding/json, which shares no code with rebound.
 func (w *world) truth(id string, failures int64, run int) (users, deadLetters []message) {
 	w.t.Helper()
-	for i, raw := range w.api.Failures(id) {
+	return w.truthOf(simulator.Users, id, failures, run)
+}
+
+func (w *world) truthOf(kind simulator.Kind, id string, failures int64, run int) (failed, deadLetters []message) {
+	w.t.Helper()
+	subject := strings.TrimSuffix(string(kind), "s")
+	for i, raw := range w.api.Failures(kind, id) {
 		var r struct {
-			Code, Message any
-			User          json.RawMessage
+			Code, Message       any
+			User, Event, Shared json.RawMessage
 		}
-		user := false
+		var request json.RawMessage
 		if err := json.Unmarshal(raw, &r); err == nil {
-			user = len(r.User) > 0 && r.User[0] == '{'
+			if request = r.User; kind == simulator.Events {
+				request = r.Event
+			}
 		}
 		head := fmt.Sprintf("job: %s; ", id)
 		at := fmt.Sprintf("id: %s/%d; run: %d; ", id, i, run)
@@ -224,8 +232,8 @@ func (w *world) truth(id string, failures int64, run int) (users, deadLetters []
 		switch {
 		case raw[0] != '{':
 			reason = "not_an_object"
-		case !user:
-			reason = "no_user"
+		case len(request) == 0 || request[0] != '{':
+			reason = "no_" + subject
 		case len(raw) > 1<<20:
 			reason = "too_large"
 		}
@@ -234,27 +242,42 @@ func (w *world) truth(id string, failures int64, run int) (users, deadLetters []
 			continue
 		}
 		code, message_ := modelCode(r.Code), modelMessage(r.Message)
-		var compact, value bytes.Buffer
-		if err := json.Compact(&compact, []byte(strings.ToValidUTF8(perByte(r.User), "\uFFFD"))); err != nil {
-			w.t.Fatal(err)
+		var value bytes.Buffer
+		fmt.Fprintf(&value, `{"job_id":%s,"index":%d,"code":%q,"message":%s,%q:%s`, quote(id), i, code, quote(message_), subject, w.compact(request))
+		uidAt := regexp.MustCompile(`"uid":"([^"\\]+)"`)
+		if kind == simulator.Events {
+			uidAt = regexp.MustCompile(`"user":\{"uid":"([^"\\]+)"`)
+			if r.Shared != nil {
+				fmt.Fprintf(&value, `,"shared":%s`, w.compact(r.Shared))
+			}
 		}
-		fmt.Fprintf(&value, `{"job_id":%s,"index":%d,"code":%q,"message":%s,"user":%s}`, quote(id), i, code, quote(message_), compact.Bytes())
-		var uid struct{ UID any }
+		value.WriteByte('}')
 		key := id
-		if json.Unmarshal(r.User, &uid) == nil {
+		var uid struct{ UID any }
+		if err := json.Unmarshal(request, &uid); err == nil && kind == simulator.Users {
 			if text, ok := uid.UID.(string); ok && text != "" {
 				key = text
 			}
-		} else if m := regexp.MustCompile(`"uid":"([^"\\]+)"`).FindSubmatch(r.User); m != nil {
-			key = string(m[1]) // a number in the user is too much for encoding/json
+		} else if m := uidAt.FindSubmatch(request); m != nil {
+			key = string(m[1]) // a number in the request is too much for encoding/json
 		}
-		users = append(users, message{key: key, value: value.String(), index: i,
-			headers: head + "code: " + code + "; " + at + "content-type: application/json; schema: rebound.failed-user.v1; "})
+		failed = append(failed, message{key: key, value: value.String(), index: i,
+			headers: head + "code: " + code + "; " + at + "content-type: application/json; schema: rebound.failed-" + subject + ".v1; "})
 	}
-	if int64(len(users)+len(deadLetters)) != failures {
-		w.t.Fatalf("the simulator has %d failures, not %d", len(users)+len(deadLetters), failures)
+	if int64(len(failed)+len(deadLetters)) != failures {
+		w.t.Fatalf("the simulator has %d failures, not %d", len(failed)+len(deadLetters), failures)
 	}
-	return users, deadLetters
+	return failed, deadLetters
+}
+
+// compact returns JSON as it stands in a message.
+func (w *world) compact(value []byte) []byte {
+	w.t.Helper()
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, []byte(strings.ToValidUTF8(perByte(value), "\uFFFD"))); err != nil {
+		w.t.Fatal(err)
+	}
+	return compact.Bytes()
 }
 
 // perByte parts neighbouring invalid bytes, of which each becomes a U+FFFD.
@@ -336,11 +359,16 @@ func joined(t *testing.T, messages []message) []message {
 	return whole
 }
 
-// mustBePublished fails the test where not every failure of the job's run is in
-// Kafka, once, byte for byte.
+// mustBePublished fails the test where not every failure of the run of a job of
+// users is in Kafka, once, byte for byte.
 func (w *world) mustBePublished(id string, failures int64, run int) {
 	w.t.Helper()
-	users, deadLetters := w.truth(id, failures, run)
+	w.mustBePublishedOf(simulator.Users, w.env["KAFKA_TOPIC"], id, failures, run)
+}
+
+func (w *world) mustBePublishedOf(kind simulator.Kind, topic, id string, failures int64, run int) {
+	w.t.Helper()
+	failed, deadLetters := w.truthOf(kind, id, failures, run)
 	of := func(messages []message) (job []message) {
 		for _, m := range messages {
 			if strings.HasPrefix(m.headers, "job: "+id+"; ") && strings.Contains(m.headers, fmt.Sprintf("run: %d; ", run)) {
@@ -349,8 +377,8 @@ func (w *world) mustBePublished(id string, failures int64, run int) {
 		}
 		return job
 	}
-	mustMatch(w.t, id, of(w.consume(w.env["KAFKA_TOPIC"])), users)
-	mustMatch(w.t, id+" dead letters", joined(w.t, of(w.consume(w.env["KAFKA_TOPIC"]+".dead-letter"))), deadLetters)
+	mustMatch(w.t, id, of(w.consume(topic)), failed)
+	mustMatch(w.t, id+" dead letters", joined(w.t, of(w.consume(topic+".dead-letter"))), deadLetters)
 }
 
 // progress returns the newest committed progress of a job, as it stands.

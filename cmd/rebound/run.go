@@ -31,20 +31,24 @@ import (
 
 func (p program) runCommand() *cobra.Command {
 	var jobsFile, sinkName string
+	var kind pipeline.Kind
 	var replay bool
 	command := &cobra.Command{
 		Use:   "run JOB_ID…",
 		Short: "Publish the failures of import jobs, then exit",
-		Long: `Publishes every failed user of the given import jobs to KAFKA_TOPIC and exits.
+		Long: `Publishes every failed user of the given import jobs to KAFKA_TOPIC and exits;
+with --kind events, every failed event to KAFKA_EVENTS_TOPIC.
 
 A job that was published to the end is skipped. One that was stopped or failed
 goes on where it stopped: running the same command again is always safe.`,
 		Example: `  rebound run abd123=
   rebound run --jobs-file jobs.txt
   rebound run --replay abd123=              # publish it again, from page one
+  rebound run --kind events ev456=          # a job of POST /v2/events/batch
   rebound run --sink stdout abd123= | jq .  # a dry run, no broker needed`,
 	}
 	settings := p.settings(command)
+	kindFlag(command, &kind)
 	command.Flags().StringVar(&jobsFile, "jobs-file", "", "read job ids from `FILE`, one a line, # comments; - is standard input")
 	command.Flags().BoolVar(&replay, "replay", false, "publish the jobs again from page one, as a new run")
 	command.Flags().StringVar(&sinkName, "sink", "kafka", "`kafka`, or stdout: print the messages instead of publishing them")
@@ -65,9 +69,17 @@ goes on where it stopped: running the same command again is always safe.`,
 		if err != nil {
 			return err
 		}
-		return p.runJobs(command.Context(), c, jobs, replay, sinkName == "stdout")
+		return p.runJobs(command.Context(), c, kind, jobs, replay, sinkName == "stdout")
 	}
 	return command
+}
+
+// kindFlag lets a command take jobs of either kind.
+func kindFlag(command *cobra.Command, kind *pipeline.Kind) {
+	command.Flags().Func("kind", "`KIND` of the import jobs: users or events (default users)", func(text string) (err error) {
+		*kind, err = pipeline.ParseKind(text)
+		return err
+	})
 }
 
 // jobIDs gathers the job ids of the command line and of the file, each once.
@@ -127,13 +139,14 @@ func readJobIDs(r io.Reader) ([]string, error) {
 }
 
 // runJobs publishes the jobs side by side and sums up how each ended.
-func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, replay, dryRun bool) error {
+func (p program) runJobs(ctx context.Context, c *config.Config, kind pipeline.Kind, ids []string, replay, dryRun bool) error {
 	display := newDisplay(p.stderr, len(ids))
 	p.stderr = display.writer()
 	log := p.log(c)
 
 	runner := &pipeline.Runner{
-		Source:          newSource(c, log),
+		Source:          newSource(c, kind, log),
+		Form:            form(c, kind),
 		CommitInterval:  c.CommitInterval,
 		RetryTimeout:    c.KafkaRetryTimeout,
 		ShutdownTimeout: c.ShutdownTimeout,
@@ -141,10 +154,10 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 		Log:             log,
 	}
 	if dryRun {
-		lines := sink.NewLines(p.stdout, topics(c))
+		lines := sink.NewLines(p.stdout, topics(c, kind))
 		runner.Sink, runner.Limits = lines, lines.Limits()
 	} else {
-		kafka, err := openKafka(ctx, c, log)
+		kafka, err := openKafka(ctx, c, kind, log)
 		if err != nil {
 			return err
 		}
@@ -175,7 +188,7 @@ func (p program) runJobs(ctx context.Context, c *config.Config, ids []string, re
 			}
 			ctx, span := tracer.Start(ctx, "job", trace.WithAttributes(attribute.String("rebound.job", id)))
 			defer span.End()
-			result, err := runner.Run(ctx, pipeline.Order{JobID: id, Replay: replay})
+			result, err := runner.Run(ctx, pipeline.Order{JobID: id, Kind: kind, Replay: replay})
 			outcomes[i].Outcome, outcomes[i].err = result, err
 			display.end(id)
 			logOutcome(ctx, log, &outcomes[i])
@@ -278,8 +291,9 @@ func (p program) sumUp(ctx context.Context, w io.Writer, outcomes []outcome) err
 	return ctx.Err()
 }
 
-func newSource(c *config.Config, log *slog.Logger) *source.API {
+func newSource(c *config.Config, kind pipeline.Kind, log *slog.Logger) *source.API {
 	options := sourceOptions(c, log)
+	options.Kind = kind
 	options.Bucket = source.NewBucket(c.FullStoryRateLimit, c.FullStoryRateBurst)
 	return source.New(options)
 }
@@ -295,22 +309,33 @@ func sourceOptions(c *config.Config, log *slog.Logger) source.Options {
 	}
 }
 
-func topics(c *config.Config) sink.Topics {
-	return sink.Topics{FailedUsers: c.KafkaTopic, DeadLetters: c.KafkaDeadLetterTopic, Progress: c.KafkaProgressTopic}
+// form is that of the messages that the settings ask for.
+func form(c *config.Config, kind pipeline.Kind) pipeline.Form {
+	// Their pointers were checked with the other settings.
+	fields, _ := pipeline.NewFields(c.FieldsDrop, c.FieldsHash, []byte(c.FieldsHashKey.Reveal()))
+	return pipeline.Form{Kind: kind, Fields: fields, CloudEvents: c.KafkaCloudEvents}
 }
 
-func openKafka(ctx context.Context, c *config.Config, log *slog.Logger) (*sink.Kafka, error) {
-	options, err := kafkaOptions(ctx, c, log)
+func topics(c *config.Config, kind pipeline.Kind) sink.Topics {
+	if kind == pipeline.Events {
+		events := c.KafkaEventsTopic
+		return sink.Topics{Failures: events, DeadLetters: events + ".dead-letter", Progress: events + ".progress"}
+	}
+	return sink.Topics{Failures: c.KafkaTopic, DeadLetters: c.KafkaDeadLetterTopic, Progress: c.KafkaProgressTopic}
+}
+
+func openKafka(ctx context.Context, c *config.Config, kind pipeline.Kind, log *slog.Logger) (*sink.Kafka, error) {
+	options, err := kafkaOptions(ctx, c, kind, log)
 	if err != nil {
 		return nil, err
 	}
 	return sink.Open(ctx, options)
 }
 
-func kafkaOptions(ctx context.Context, c *config.Config, log *slog.Logger) (sink.Options, error) {
+func kafkaOptions(ctx context.Context, c *config.Config, kind pipeline.Kind, log *slog.Logger) (sink.Options, error) {
 	options := sink.Options{
 		Brokers:      c.KafkaBrokers,
-		Topics:       topics(c),
+		Topics:       topics(c, kind),
 		ExactlyOnce:  c.KafkaDelivery == config.ExactlyOnce,
 		CreateTopics: c.KafkaCreateTopics,
 		Partitions:   c.KafkaTopicPartitions,

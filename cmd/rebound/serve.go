@@ -98,7 +98,7 @@ func (p program) work(ctx context.Context, c *config.Config, log *slog.Logger, s
 		return err
 	}
 	defer flush()
-	options, err := kafkaOptions(ctx, c, log)
+	options, err := kafkaOptions(ctx, c, pipeline.Users, log)
 	if err != nil {
 		return err
 	}
@@ -117,21 +117,48 @@ func (p program) work(ctx context.Context, c *config.Config, log *slog.Logger, s
 	client := source.New(api)
 
 	p.limitMemory(c.JobConcurrency)
-	instance := fleet.New(fleet.Options{
-		Kafka: kafka, GroupID: c.KafkaGroupID,
-		API: client, Bucket: bucket, PerSecond: c.FullStoryRateLimit, Burst: c.FullStoryRateBurst,
-		Runner: &pipeline.Runner{
-			Source: client, Sink: kafka, Limits: kafka.Limits(),
+	publisher := func(kind pipeline.Kind, kafka *sink.Kafka) fleet.Publisher {
+		client := client.Of(kind)
+		return fleet.Publisher{API: client, Kafka: kafka, Runner: &pipeline.Runner{
+			Source: client, Sink: kafka, Form: form(c, kind), Limits: kafka.Limits(),
 			CommitInterval: c.CommitInterval, RetryTimeout: c.KafkaRetryTimeout, Observe: metrics.Committed, Log: log,
-		},
+		}}
+	}
+	// Those of events are opened when there are any: not everybody imports them.
+	var server *status.Server
+	var events *sink.Kafka
+	defer func() {
+		if events != nil {
+			events.Close()
+		}
+	}()
+	openEvents := func(_ context.Context, createTopics bool) (*fleet.Publisher, error) {
+		settings := *c
+		settings.KafkaCreateTopics = c.KafkaCreateTopics && createTopics
+		opened, err := openKafka(ctx, &settings, pipeline.Events, log)
+		if err != nil {
+			return nil, err
+		}
+		events = opened
+		server.Follow(ctx, events)
+		publisher := publisher(pipeline.Events, events)
+		return &publisher, nil
+	}
+	instance := fleet.New(fleet.Options{
+		Users: publisher(pipeline.Users, kafka), OpenEvents: openEvents, GroupID: c.KafkaGroupID,
+		Bucket: bucket, PerSecond: c.FullStoryRateLimit, Burst: c.FullStoryRateBurst,
 		Concurrency: c.JobConcurrency, JobTimeout: c.FullStoryJobTimeout, ShutdownTimeout: c.ShutdownTimeout,
 		Ended: metrics.Ended, Tracer: tracer, Log: log,
 	})
 	metrics.Watch(instance, bucket.Waited)
-	site.Show(ctx, status.New(status.Options{
+	server = status.New(status.Options{
 		Fleet: instance, Kafka: kafka, Metrics: metrics,
 		Token: c.HTTPToken.Reveal(), Loopback: c.HTTPIsLoopback(), Name: name(), Log: log,
-	}))
+	})
+	site.Show(ctx, server)
+	if err := instance.PrepareEvents(ctx); err != nil {
+		log.Warn("jobs of events cannot be published yet; it is tried again when one comes", "error", err)
+	}
 	if err := instance.Run(ctx); err != nil {
 		return err
 	}

@@ -166,9 +166,11 @@ type servedJob struct {
 	Published int64
 }
 
+// job asks for a job; of events, for ID?kind=events.
 func (i *instance) job(id string) (j servedJob) {
 	i.w.t.Helper()
-	_, body, _ := i.call("GET", "/jobs/"+url.PathEscape(id), "")
+	id, query, _ := strings.Cut(id, "?")
+	_, body, _ := i.call("GET", "/jobs/"+url.PathEscape(id)+"?"+query, "")
 	json.Unmarshal([]byte(body), &j)
 	return j
 }

@@ -16,14 +16,15 @@ import (
 func (p program) simulateCommand() *cobra.Command {
 	var options simulator.Options
 	var address, faults string
-	var jobs []string
+	var jobs, eventJobs []string
 	var plain bool
 	command := &cobra.Command{
 		Use:   "simulate",
 		Short: "Run a simulated FullStory API, for trying things out and for load tests",
 		Long: `Runs a simulated FullStory API until it is stopped. It takes imports as FullStory
-does (POST /v2/users/batch), and has the jobs given by --job, whose failures it
-makes up from the seed as they are asked for.
+does (POST /v2/users/batch, POST /v2/events/batch), and has the jobs given by
+--job and --events-job, whose failures it makes up from the seed as they are asked
+for.
 
 GET /_simulator/requests lists what arrived when;
 GET /_simulator/jobs/ID/failures lists the failures of a job, as they really are.`,
@@ -36,6 +37,7 @@ GET /_simulator/jobs/ID/failures lists the failures of a job, as they really are
 	flags.StringVar(&address, "addr", "127.0.0.1:8081", "`ADDRESS` to listen on")
 	flags.StringVar(&options.APIKey, "api-key", "", "the only API key that is taken; any if empty")
 	flags.StringArrayVar(&jobs, "job", nil, "a job as `ID:FAILURES[:PAGE_SIZE]`; may be given several times")
+	flags.StringArrayVar(&eventJobs, "events-job", nil, "the same for a job of events")
 	flags.IntVar(&options.PageSize, "page-size", 1000, "results a page")
 	flags.Uint64Var(&options.Seed, "seed", 1, "makes jobs, page tokens and faults what they are")
 	flags.Float64Var(&options.RateLimit, "rate-limit", 0, "requests a second that are answered, the others get 429; 0 answers all")
@@ -53,13 +55,15 @@ GET /_simulator/jobs/ID/failures lists the failures of a job, as they really are
 			return usageError{fmt.Errorf("--page-size: %d is less than 1", options.PageSize)}
 		}
 		api := simulator.New(options)
-		for _, text := range jobs {
-			job, err := simulator.ParseConjured(text)
-			if err != nil {
-				return usageError{fmt.Errorf("--job: %w", err)}
+		for kind, texts := range map[simulator.Kind][]string{simulator.Users: jobs, simulator.Events: eventJobs} {
+			for _, text := range texts {
+				job, err := simulator.ParseConjured(text)
+				if err != nil {
+					return usageError{fmt.Errorf("--job: %w", err)}
+				}
+				job.Kind, job.Plain, job.Processing = kind, plain, options.Processing
+				api.Conjure(job)
 			}
-			job.Plain, job.Processing = plain, options.Processing
-			api.Conjure(job)
 		}
 		listener, err := net.Listen("tcp", address)
 		if err != nil {

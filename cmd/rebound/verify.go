@@ -16,6 +16,7 @@ import (
 
 func (p program) verifyCommand() *cobra.Command {
 	var jobsFile string
+	var kind pipeline.Kind
 	command := &cobra.Command{
 		Use:   "verify JOB_ID…",
 		Short: "Compare what is published of jobs with what FullStory says",
@@ -26,6 +27,7 @@ The exit status is 0 only where every failure is there, once, and nothing else.`
 		Example: `  rebound verify abd123=`,
 	}
 	settings := p.settings(command)
+	kindFlag(command, &kind)
 	command.Flags().StringVar(&jobsFile, "jobs-file", "", "read job ids from `FILE`, one a line, # comments; - is standard input")
 	command.RunE = func(command *cobra.Command, ids []string) error {
 		ids, err := p.jobIDs(ids, jobsFile)
@@ -36,16 +38,16 @@ The exit status is 0 only where every failure is there, once, and nothing else.`
 		if err != nil {
 			return err
 		}
-		return p.verifyJobs(command.Context(), c, ids)
+		return p.verifyJobs(command.Context(), c, kind, ids)
 	}
 	return command
 }
 
-func (p program) verifyJobs(ctx context.Context, c *config.Config, ids []string) error {
+func (p program) verifyJobs(ctx context.Context, c *config.Config, kind pipeline.Kind, ids []string) error {
 	log := p.log(c)
-	api := newSource(c, log)
+	api := newSource(c, kind, log)
 	c.KafkaCreateTopics = false
-	kafka, err := openKafka(ctx, c, log)
+	kafka, err := openKafka(ctx, c, kind, log)
 	if err != nil {
 		return err
 	}
@@ -53,7 +55,7 @@ func (p program) verifyJobs(ctx context.Context, c *config.Config, ids []string)
 
 	allThere := true
 	for _, id := range ids {
-		ok, err := p.verifyJob(ctx, api, kafka, id)
+		ok, err := p.verifyJob(ctx, api, kafka, form(c, kind), id)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -68,17 +70,25 @@ func (p program) verifyJobs(ctx context.Context, c *config.Config, ids []string)
 	return nil
 }
 
+// kindArgument is what a command line has for the kind.
+func kindArgument(kind pipeline.Kind) string {
+	if kind == pipeline.Users {
+		return ""
+	}
+	return " --kind " + kind.String()
+}
+
 // verifyJob prints what was found of the job and reports whether all is there
 // once.
-func (p program) verifyJob(ctx context.Context, api *source.API, kafka *sink.Kafka, id string) (bool, error) {
+func (p program) verifyJob(ctx context.Context, api *source.API, kafka *sink.Kafka, form pipeline.Form, id string) (bool, error) {
 	progress, committed, err := kafka.Committed(ctx, id)
 	if err != nil {
 		return false, err
 	}
 	if progress.Run == 0 {
-		return false, fmt.Errorf("it was never published: run \"rebound run %s\" first", id)
+		return false, fmt.Errorf("it was never published: run \"rebound run%s %s\" first", kindArgument(form.Kind), id)
 	}
-	report, err := pipeline.Verify(ctx, api, committed, pipeline.NewRun(id, progress.Run), kafka.Limits())
+	report, err := pipeline.Verify(ctx, api, committed, pipeline.NewRun(form, id, progress.Run), kafka.Limits())
 	if err != nil {
 		return false, err
 	}

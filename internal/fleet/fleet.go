@@ -28,18 +28,19 @@ import (
 
 // Options says how an instance works.
 type Options struct {
-	Kafka *sink.Kafka
+	// Users publishes jobs of users; its Kafka has the jobs topic, too.
+	Users Publisher
+	// OpenEvents returns what publishes jobs of events, making the topics that
+	// are missing or not. It is asked when the first of them comes, and again
+	// after an error.
+	OpenEvents func(ctx context.Context, createTopics bool) (*Publisher, error)
 	// GroupID names the consumer group.
 	GroupID string
-	// API is asked for the jobs, through Bucket, whose share the fleet sets:
-	// PerSecond and Burst are the whole group's.
-	API       *source.API
+	// Bucket is what all requests to the API go through. The fleet sets its
+	// share: PerSecond and Burst are the whole group's.
 	Bucket    *source.Bucket
 	PerSecond float64
 	Burst     int
-	// Runner runs the jobs. The fleet sets its Report, Transient and
-	// ShutdownTimeout.
-	Runner *pipeline.Runner
 	// Concurrency is how many jobs run side by side in this instance.
 	Concurrency int
 	// JobTimeout is how long a job may be parked.
@@ -53,6 +54,15 @@ type Options struct {
 	Log    *slog.Logger
 }
 
+// Publisher is what publishes one kind of jobs.
+type Publisher struct {
+	API   *source.API
+	Kafka *sink.Kafka
+	// Runner runs the jobs. The fleet sets its Report, Transient and
+	// ShutdownTimeout.
+	Runner *pipeline.Runner
+}
+
 // Fleet is one instance. Its methods are safe for concurrent use.
 type Fleet struct {
 	Options
@@ -61,6 +71,9 @@ type Fleet struct {
 	// members counts the group's, in its next generation, where this instance
 	// leads it; else it is 0.
 	members atomic.Int64
+
+	opening sync.Mutex
+	events  atomic.Pointer[Publisher] // nil until it is opened
 
 	mu    sync.Mutex
 	owned map[int]*partition
@@ -82,14 +95,76 @@ func New(options Options) *Fleet {
 		Concurrency: options.Concurrency,
 		JobTimeout:  options.JobTimeout,
 		Run:         f.run,
-		Processing:  options.API.Processing,
-		Progress:    options.Kafka.Progress,
+		Processing:  f.processing,
+		Progress:    f.Progress,
 		Ended:       f.ended,
 		Log:         options.Log,
 	}
-	options.Runner.Report = f.scheduler.Report
-	options.Runner.Transient = func(err error) bool { return !source.Permanent(err) }
+	f.employ(&f.Users)
 	return f
+}
+
+// employ makes a publisher work for this instance.
+func (f *Fleet) employ(p *Publisher) {
+	p.Runner.Report = f.scheduler.Report
+	p.Runner.Transient = func(err error) bool { return !source.Permanent(err) }
+	p.Runner.ShutdownTimeout = max(f.ShutdownTimeout-leaveTime, f.ShutdownTimeout/2)
+}
+
+// publisher returns what publishes the kind.
+func (f *Fleet) publisher(ctx context.Context, kind pipeline.Kind) (*Publisher, error) {
+	if kind == pipeline.Users {
+		return &f.Users, nil
+	}
+	return f.openEvents(ctx, true)
+}
+
+func (f *Fleet) openEvents(ctx context.Context, createTopics bool) (*Publisher, error) {
+	if p := f.events.Load(); p != nil {
+		return p, nil
+	}
+	f.opening.Lock()
+	defer f.opening.Unlock()
+	if p := f.events.Load(); p != nil {
+		return p, nil
+	}
+	p, err := f.OpenEvents(ctx, createTopics)
+	if err != nil {
+		return nil, err
+	}
+	f.employ(p)
+	f.events.Store(p)
+	return p, nil
+}
+
+// PrepareEvents opens what publishes jobs of events before the first of them
+// comes, if their topics are there.
+func (f *Fleet) PrepareEvents(ctx context.Context) error {
+	_, err := f.openEvents(ctx, false)
+	if errors.Is(err, sink.ErrNoTopic) {
+		return nil
+	}
+	return err
+}
+
+func (f *Fleet) processing(ctx context.Context, job pipeline.JobKey) (bool, error) {
+	p, err := f.publisher(ctx, job.Kind)
+	if err != nil {
+		return false, err
+	}
+	return p.API.Processing(ctx, job.ID)
+}
+
+// Progress returns the newest committed progress of a job; the zero one where
+// nothing is known of it, as of events before the first such job.
+func (f *Fleet) Progress(ctx context.Context, job pipeline.JobKey) (pipeline.Progress, error) {
+	p := &f.Users
+	if job.Kind == pipeline.Events {
+		if p = f.events.Load(); p == nil {
+			return pipeline.Progress{}, nil
+		}
+	}
+	return p.Kafka.Progress(ctx, job.ID)
 }
 
 // leaveTime is the part of the shutdown timeout that is kept for leaving the
@@ -101,7 +176,7 @@ const leaveTime = 3 * time.Second
 // others need not wait for its session to end. It fails only where no instance
 // could work.
 func (f *Fleet) Run(ctx context.Context) error {
-	group, err := f.Kafka.ConsumerGroup(kafka.ConsumerGroupConfig{
+	group, err := f.Users.Kafka.ConsumerGroup(kafka.ConsumerGroupConfig{
 		ID:                     f.GroupID,
 		GroupBalancers:         []kafka.GroupBalancer{sticky{f.Partitions, func(n int) { f.members.Store(int64(n)) }}, kafka.RangeGroupBalancer{}},
 		HeartbeatInterval:      heartbeatTime,
@@ -117,7 +192,6 @@ func (f *Fleet) Run(ctx context.Context) error {
 	}
 	jobs, stopJobs := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopJobs()
-	f.Runner.ShutdownTimeout = max(f.ShutdownTimeout-leaveTime, f.ShutdownTimeout/2)
 	f.scheduler.Start(jobs)
 	f.scheduler.Hold(true)
 
@@ -173,7 +247,7 @@ func (f *Fleet) follow(ctx, jobs context.Context, group *kafka.ConsumerGroup) er
 			continue
 		}
 		failing = time.Time{}
-		total := f.Kafka.OrderPartitions(ctx)
+		total := f.Users.Kafka.OrderPartitions(ctx)
 		assigned := make(map[int]int64)
 		for _, assignments := range generation.Assignments {
 			for _, a := range assignments {
@@ -238,7 +312,7 @@ func (f *Fleet) release(ids []int) {
 // read delivers the orders of a partition until ctx ends.
 func (f *Fleet) read(ctx context.Context, id int, p *partition, from int64) {
 	for ctx.Err() == nil {
-		err := f.Kafka.Orders(ctx, id, from, func(d sink.Delivery) { f.deliver(ctx, p, d) }, func(below int64) {
+		err := f.Users.Kafka.Orders(ctx, id, from, func(d sink.Delivery) { f.deliver(ctx, p, d) }, func(below int64) {
 			p.offsets.settle(below)
 			from = below
 		})
@@ -258,7 +332,7 @@ func (f *Fleet) deliver(ctx context.Context, p *partition, d sink.Delivery) {
 	f.Log.Warn("a record of the jobs topic is no order; it goes to the dead letters",
 		"partition", d.Place.Partition, "offset", d.Place.Offset, "error", d.Err)
 	for ctx.Err() == nil {
-		err := f.Kafka.Refuse(ctx, d)
+		err := f.Users.Kafka.Refuse(ctx, d)
 		if err == nil {
 			p.offsets.end(d.Place.Offset)
 			return
@@ -273,12 +347,16 @@ func (f *Fleet) run(ctx context.Context, d sink.Delivery) (pipeline.Outcome, err
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": d.Trace})
 	ctx, span := f.Tracer.Start(ctx, "job", trace.WithAttributes(attribute.String("rebound.job", d.JobID)))
 	defer span.End()
-	return f.Runner.Run(ctx, d.Order)
+	p, err := f.publisher(ctx, d.Kind)
+	if err != nil {
+		return pipeline.Outcome{}, err
+	}
+	return p.Runner.Run(ctx, d.Order)
 }
 
 // ended lets the offset move past an order.
 func (f *Fleet) ended(e Ended) {
-	log := f.Log.With("job", e.Order.JobID, "run", e.Progress.Run)
+	log := f.Log.With("job", e.Order.JobID, "kind", e.Order.Kind.String(), "run", e.Progress.Run)
 	counts := e.Progress.Counts()
 	switch {
 	case e.Err != nil:
@@ -323,7 +401,7 @@ func (f *Fleet) renew(ctx context.Context, generation *kafka.Generation) {
 	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, handOver) // later it confirms nothing
 	defer cancel()
-	if err := f.Kafka.Heartbeat(ctx, generation); err == nil {
+	if err := f.Users.Kafka.Heartbeat(ctx, generation); err == nil {
 		f.share.renew(asked)
 	}
 }
@@ -373,7 +451,7 @@ func (f *Fleet) Partitions() []int {
 func (f *Fleet) Tasks(limit int) []Task { return f.scheduler.Tasks(limit) }
 
 // Task returns this instance's order for a job.
-func (f *Fleet) Task(jobID string) (Task, bool) { return f.scheduler.Task(jobID) }
+func (f *Fleet) Task(job pipeline.JobKey) (Task, bool) { return f.scheduler.Task(job) }
 
 // Counts returns how many orders are in each state in this instance.
 func (f *Fleet) Counts() map[State]int { return f.scheduler.Counts() }

@@ -30,10 +30,10 @@ type Scheduler struct {
 	// Run runs a job; several at once, but never two of the same job.
 	Run func(context.Context, sink.Delivery) (pipeline.Outcome, error)
 	// Processing asks whether FullStory still processes the job.
-	Processing func(ctx context.Context, jobID string) (bool, error)
+	Processing func(context.Context, pipeline.JobKey) (bool, error)
 	// Progress returns the newest progress of a job that another process works
 	// on.
-	Progress func(ctx context.Context, jobID string) (pipeline.Progress, error)
+	Progress func(context.Context, pipeline.JobKey) (pipeline.Progress, error)
 	// Ended is told of each order that is carried out, whatever came of it.
 	Ended func(Ended)
 	Log   *slog.Logger
@@ -45,7 +45,7 @@ type Scheduler struct {
 	mu      sync.Mutex
 	tasks   map[place]*task
 	queue   []*task
-	running map[string]*task // by job id
+	running map[pipeline.JobKey]*task
 	held    bool
 	review  *time.Timer // looks for slices that have ended
 }
@@ -92,7 +92,7 @@ const (
 
 // Task describes an order that is not carried out yet.
 type Task struct {
-	JobID string
+	Job   pipeline.JobKey
 	State State
 	// Since is when it came to be in this state.
 	Since time.Time
@@ -120,7 +120,7 @@ func (s *Scheduler) Start(ctx context.Context) {
 	defer s.mu.Unlock()
 	s.ctx = ctx
 	s.room = semaphore.NewWeighted(maxTasks)
-	s.tasks, s.running = make(map[place]*task), make(map[string]*task)
+	s.tasks, s.running = make(map[place]*task), make(map[pipeline.JobKey]*task)
 }
 
 // Wait waits, after the end of Start's context, until no job runs.
@@ -179,7 +179,7 @@ func (s *Scheduler) Hold(hold bool) {
 func (s *Scheduler) Report(p pipeline.Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := s.running[p.JobID]
+	t := s.running[p.Key()]
 	if t == nil {
 		return
 	}
@@ -218,14 +218,14 @@ func (s *Scheduler) Tasks(limit int) []Task {
 }
 
 // Task returns an order for the job that is not carried out yet.
-func (s *Scheduler) Task(jobID string) (Task, bool) {
+func (s *Scheduler) Task(job pipeline.JobKey) (Task, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t := s.running[jobID]; t != nil {
+	if t := s.running[job]; t != nil {
 		return t.describe(), true
 	}
 	for _, t := range s.tasks {
-		if t.JobID == jobID {
+		if t.Key() == job {
 			return t.describe(), true
 		}
 	}
@@ -233,7 +233,7 @@ func (s *Scheduler) Task(jobID string) (Task, bool) {
 }
 
 func (t *task) describe() Task {
-	return Task{t.JobID, t.state, t.since, t.why, t.until, t.progress}
+	return Task{t.Key(), t.state, t.since, t.why, t.until, t.progress}
 }
 
 // Counts returns how many orders are in each state.
@@ -264,7 +264,7 @@ func (s *Scheduler) schedule() {
 	waiting := 0
 	for i := 0; i < len(s.queue) && waiting < s.Concurrency; {
 		switch t := s.queue[i]; {
-		case s.running[t.JobID] != nil:
+		case s.running[t.Key()] != nil:
 			i++
 		case len(s.running) >= s.Concurrency:
 			waiting++
@@ -331,7 +331,7 @@ func (s *Scheduler) start(t *task) {
 	t.cancel, t.preempted, t.pagesAtRun = cancel, false, -1
 	t.enter(Running, "", time.Time{})
 	t.Last = s.isLast(t)
-	s.running[t.JobID] = t
+	s.running[t.Key()] = t
 	s.work.Go(func() {
 		outcome, err := s.Run(ctx, t.Delivery)
 		cancel()
@@ -355,7 +355,7 @@ func (s *Scheduler) isLast(t *task) bool {
 // settle decides what becomes of an order after a run.
 func (s *Scheduler) settle(t *task, outcome pipeline.Outcome, err error) {
 	s.mu.Lock()
-	delete(s.running, t.JobID)
+	delete(s.running, t.Key())
 	t.cancel = nil
 	if outcome.Progress.JobID != "" {
 		t.progress = outcome.Progress
@@ -440,7 +440,7 @@ func (s *Scheduler) enqueue(t *task) {
 // poll asks whether FullStory still processes the job. Whatever else it answers,
 // the run finds out.
 func (s *Scheduler) poll(t *task) {
-	processing, err := s.Processing(s.ctx, t.JobID)
+	processing, err := s.Processing(s.ctx, t.Key())
 	if err == nil && processing && !s.isLast(t) {
 		s.Log.Debug("FullStory still processes the job", "job", t.JobID)
 		s.parkAgain(t, t.polls.NextBackOff(), s.poll)
@@ -460,7 +460,7 @@ const (
 // it, or has itself come to a halt. To take the job back sooner would have both
 // fence each other for ever.
 func (s *Scheduler) lookElsewhere(t *task) {
-	progress, err := s.Progress(s.ctx, t.JobID)
+	progress, err := s.Progress(s.ctx, t.Key())
 	if err == nil && progress.State == pipeline.Running && time.Since(progress.UpdatedAt) < staleTime {
 		s.parkAgain(t, elsewhereTime, s.lookElsewhere)
 		return

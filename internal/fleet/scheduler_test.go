@@ -43,7 +43,7 @@ func newStage(t *testing.T, concurrency int) *stage {
 	}
 	s.Scheduler = &Scheduler{
 		Concurrency: concurrency, JobTimeout: 24 * time.Hour, Run: s.run, Log: slog.New(slog.DiscardHandler),
-		Processing: func(context.Context, string) (bool, error) { return true, nil },
+		Processing: func(context.Context, pipeline.JobKey) (bool, error) { return true, nil },
 		Ended: func(e Ended) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -169,7 +169,7 @@ func TestAJobThatIsProcessedIsParkedAndHoldsUpNobody(t *testing.T) {
 			}
 			return nil
 		}
-		s.Processing = func(context.Context, string) (bool, error) {
+		s.Processing = func(context.Context, pipeline.JobKey) (bool, error) {
 			polls++
 			return time.Now().Before(processed), nil
 		}
@@ -259,7 +259,7 @@ func TestAJobIsTakenBackWhereTheOtherProcessHasStopped(t *testing.T) {
 			return nil
 		}
 		var last time.Time
-		s.Scheduler.Progress = func(context.Context, string) (pipeline.Progress, error) {
+		s.Scheduler.Progress = func(context.Context, pipeline.JobKey) (pipeline.Progress, error) {
 			if time.Since(s.began) < time.Minute {
 				last = time.Now() // it goes on
 			} else {

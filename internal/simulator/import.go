@@ -10,14 +10,19 @@ import (
 	"unicode/utf8"
 )
 
-// maxRequests is how many users one import may have.
+// maxRequests is how many users or events one import may have.
 const maxRequests = 50_000
 
-// createImport takes an import, validates each user, and remembers what became
+// createImport takes an import, validates each request, and remembers what became
 // of it. The same Idempotency-Key gets the same job.
 func (s *Simulator) createImport(r *http.Request) (int, any) {
 	var body struct {
 		Requests []json.RawMessage `json:"requests"`
+		Shared   json.RawMessage   `json:"shared"`
+	}
+	kind := kindOf(r.PathValue("kind"))
+	if kind != Users && kind != Events {
+		return notFound()
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 256<<20)).Decode(&body); err != nil {
 		return http.StatusBadRequest, apiError{"The body is no import: " + err.Error(), "invalid_request"}
@@ -27,12 +32,16 @@ func (s *Simulator) createImport(r *http.Request) (int, any) {
 	}
 	j := &postedJob{size: s.options.PageSize, created: time.Now()}
 	j.finished = j.created.Add(s.options.Processing)
-	for _, user := range body.Requests {
-		if code, message := validate(user); code != "" {
-			j.failed = append(j.failed, failure(code, message, user))
-			continue
+	for _, request := range body.Requests {
+		code, message := validateUser(request)
+		if kind == Events {
+			code, message = validateEvent(request)
 		}
-		j.users = append(j.users, user)
+		if code == "" {
+			j.accepted = append(j.accepted, request)
+		} else {
+			j.failed = append(j.failed, failure(kind, code, message, request, body.Shared))
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -41,28 +50,58 @@ func (s *Simulator) createImport(r *http.Request) (int, any) {
 		return http.StatusOK, map[string]any{"job": known.metadata()}
 	}
 	j.jobID = s.newJobID()
-	s.jobs[j.jobID] = j
+	s.jobs[jobKey{kind, j.jobID}] = j
 	if key != "" {
-		s.idempotency[key] = j.jobID
+		s.idempotency[key] = jobKey{kind, j.jobID}
 	}
 	created := metadata(j.jobID, j.created, j.created.Add(time.Hour), 0) // PROCESSING, whatever is true a moment later
 	return http.StatusOK, map[string]any{"job": created}
 }
 
-// failure returns the result for a user that was not imported, who stays byte
-// for byte as posted.
-func failure(code, message string, user []byte) []byte {
+// failure returns the result for a user or an event that was not imported, byte
+// for byte as posted, and with what the events share.
+func failure(kind Kind, code, message string, request, shared []byte) []byte {
 	quoted, err := json.Marshal(message)
 	if err != nil {
 		quoted = []byte(`""`) // strings always marshal
 	}
-	return fmt.Appendf(nil, `{"message":%s,"code":%q,"user":%s}`, quoted, code, user)
+	if kind == Users {
+		return fmt.Appendf(nil, `{"message":%s,"code":%q,"user":%s}`, quoted, code, request)
+	}
+	result := fmt.Appendf(nil, `{"message":%s,"code":%q,"event":%s`, quoted, code, request)
+	if len(shared) > 0 {
+		result = fmt.Appendf(result, `,"shared":%s`, shared)
+	}
+	return append(result, '}')
 }
 
 var propertyName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]*$`)
 
-// validate returns why a user cannot be imported; an empty code where it can.
-func validate(raw json.RawMessage) (code, message string) {
+// validateEvent returns why an event cannot be imported; an empty code where it
+// can.
+func validateEvent(raw json.RawMessage) (code, message string) {
+	var event struct {
+		Name       *string         `json:"name"`
+		Timestamp  string          `json:"timestamp"`
+		Properties json.RawMessage `json:"properties"`
+	}
+	if err := json.Unmarshal(raw, &event); err != nil {
+		return "invalid_type", "an event is an object, its name and timestamp are strings"
+	}
+	if event.Name == nil || *event.Name == "" {
+		return "required_field", "name is required"
+	}
+	if _, err := time.Parse(time.RFC3339, event.Timestamp); event.Timestamp != "" && err != nil {
+		return "invalid_timestamp", "timestamp is not ISO 8601"
+	}
+	if len(event.Properties) > 0 {
+		return validateProperties(event.Properties)
+	}
+	return "", ""
+}
+
+// validateUser returns why a user cannot be imported; an empty code where it can.
+func validateUser(raw json.RawMessage) (code, message string) {
 	var user map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &user); err != nil || user == nil {
 		return "invalid_type", "a request is an object"

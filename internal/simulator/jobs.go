@@ -10,6 +10,28 @@ import (
 	"time"
 )
 
+// Kind says what a job imports.
+type Kind string
+
+// The kinds of jobs, as they stand in paths. The zero value means users.
+const (
+	Users  Kind = "users"
+	Events Kind = "events"
+)
+
+func kindOf(text string) Kind {
+	if text == "" {
+		return Users
+	}
+	return Kind(text)
+}
+
+// jobKey names a job.
+type jobKey struct {
+	kind Kind
+	id   string
+}
+
 // job is an import job: one that was posted or one that was conjured up.
 type job interface {
 	id() string
@@ -28,6 +50,7 @@ type job interface {
 // Conjured describes a job whose failures are made up as they are asked for: it
 // takes no memory, whatever its size.
 type Conjured struct {
+	Kind     Kind
 	ID       string
 	Failures int64
 	// PageSize is how many results a page has; 0 is the simulator's.
@@ -81,6 +104,7 @@ func (s *Simulator) Conjure(c Conjured) {
 	if c.PageSize == 0 {
 		c.PageSize = s.options.PageSize
 	}
+	c.Kind = kindOf(string(c.Kind))
 	hash := fnv.New64a()
 	hash.Write([]byte(c.ID))
 	now := time.Now()
@@ -93,7 +117,7 @@ func (s *Simulator) Conjure(c Conjured) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.jobs[c.ID] = j
+	s.jobs[jobKey{c.Kind, c.ID}] = j
 }
 
 type conjuredJob struct {
@@ -138,15 +162,15 @@ func metadata(id string, created, finished time.Time, failures int64) map[string
 type postedJob struct {
 	jobID             string
 	size              int
-	users             []json.RawMessage // imported
-	failed            [][]byte          // results
+	accepted          []json.RawMessage
+	failed            [][]byte // results
 	created, finished time.Time
 }
 
 func (j *postedJob) id() string       { return j.jobID }
 func (j *postedJob) pageSize() int    { return j.size }
 func (j *postedJob) processing() bool { return time.Now().Before(j.finished) }
-func (j *postedJob) imported() int64  { return int64(len(j.users)) }
+func (j *postedJob) imported() int64  { return int64(len(j.accepted)) }
 func (j *postedJob) failures() int64  { return int64(len(j.failed)) }
 func (j *postedJob) claimed() int64   { return j.failures() }
 func (j *postedJob) metadata() map[string]any {

@@ -1,5 +1,5 @@
-// Package simulator is a FullStory server API for users, as far as batch imports
-// go: it takes imports, validates them, and pages through their failures, or
+// Package simulator is a FullStory server API, as far as batch imports of users and
+// of events go: it takes imports, validates them, and pages through their failures, or
 // through those of jobs that it conjures up from a seed, of any size. It can
 // misbehave in every way that networks and servers do, as often as asked,
 // the same way each time.
@@ -46,7 +46,8 @@ type Options struct {
 // Besides FullStory's calls it answers, without a key:
 //
 //	GET  /_simulator/requests              what arrived when, a JSON object a line
-//	GET  /_simulator/jobs/{id}/failures    the truth: index and result (base64), a JSON object a line
+//	GET  /_simulator/jobs/{id}/failures    the truth: index and result (base64), a JSON object a line;
+//	                                       with ?kind=events of a job of events
 //	POST /_simulator/expire-tokens         all page tokens given out are invalid from now on
 type Simulator struct {
 	options Options
@@ -54,8 +55,8 @@ type Simulator struct {
 	mux     *http.ServeMux
 
 	mu          sync.Mutex
-	jobs        map[string]job
-	idempotency map[string]string
+	jobs        map[jobKey]job
+	idempotency map[string]jobKey
 	created     int
 	generation  uint64 // of page tokens
 	attempts    map[string]int
@@ -81,8 +82,8 @@ func New(options Options) *Simulator {
 	}
 	s := &Simulator{
 		options:     options,
-		jobs:        make(map[string]job),
-		idempotency: make(map[string]string),
+		jobs:        make(map[jobKey]job),
+		idempotency: make(map[string]jobKey),
 		attempts:    make(map[string]int),
 		mux:         http.NewServeMux(),
 	}
@@ -95,10 +96,10 @@ func New(options Options) *Simulator {
 			writeJSON(w, status, body)
 		})
 	}
-	api("POST /v2/users/batch", s.createImport)
-	api("GET /v2/users/batch/{id}", s.importStatus)
-	api("GET /v2/users/batch/{id}/imports", s.imports)
-	s.mux.HandleFunc("GET /v2/users/batch/{id}/errors", s.errors)
+	api("POST /v2/{kind}/batch", s.createImport)
+	api("GET /v2/{kind}/batch/{id}", s.importStatus)
+	api("GET /v2/{kind}/batch/{id}/imports", s.imports)
+	s.mux.HandleFunc("GET /v2/{kind}/batch/{id}/errors", s.errors)
 	s.mux.HandleFunc("GET /_simulator/requests", s.listArrivals)
 	s.mux.HandleFunc("GET /_simulator/jobs/{id}/failures", s.listFailures)
 	s.mux.HandleFunc("POST /_simulator/expire-tokens", func(w http.ResponseWriter, _ *http.Request) {
@@ -191,14 +192,14 @@ func (s *Simulator) listArrivals(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Simulator) listFailures(w http.ResponseWriter, r *http.Request) {
-	j := s.job(r.PathValue("id"))
+	j := s.job(jobKey{kindOf(r.URL.Query().Get("kind")), r.PathValue("id")})
 	if j == nil {
 		writeError(w, http.StatusNotFound, "not_found", "No such job")
 		return
 	}
 	w.Header().Set("Content-Type", "application/jsonl")
 	lines := json.NewEncoder(w)
-	for i, result := range s.Failures(j.id()) {
+	for i, result := range failuresOf(j) {
 		line := struct {
 			Index  int64  `json:"index"`
 			Result []byte `json:"result"`
@@ -211,9 +212,12 @@ func (s *Simulator) listFailures(w http.ResponseWriter, r *http.Request) {
 
 // Failures yields the failures of a job as they really are. A result is valid
 // until the next one.
-func (s *Simulator) Failures(id string) iter.Seq2[int64, []byte] {
+func (s *Simulator) Failures(kind Kind, id string) iter.Seq2[int64, []byte] {
+	return failuresOf(s.job(jobKey{kind, id}))
+}
+
+func failuresOf(j job) iter.Seq2[int64, []byte] {
 	return func(yield func(int64, []byte) bool) {
-		j := s.job(id)
 		if j == nil {
 			return
 		}
@@ -226,14 +230,19 @@ func (s *Simulator) Failures(id string) iter.Seq2[int64, []byte] {
 	}
 }
 
-func (s *Simulator) job(id string) job {
+func (s *Simulator) job(key jobKey) job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.jobs[id]
+	return s.jobs[key]
+}
+
+// requested returns the job that a request's path names.
+func (s *Simulator) requested(r *http.Request) job {
+	return s.job(jobKey{kindOf(r.PathValue("kind")), r.PathValue("id")})
 }
 
 func (s *Simulator) importStatus(r *http.Request) (int, any) {
-	j := s.job(r.PathValue("id"))
+	j := s.requested(r)
 	if j == nil {
 		return notFound()
 	}
@@ -247,7 +256,7 @@ func notFound() (int, any) {
 // errors answers with a page of failures, or as the faults have it.
 func (s *Simulator) errors(w http.ResponseWriter, r *http.Request) {
 	id, token := r.PathValue("id"), r.URL.Query().Get("page_token")
-	j := s.job(id)
+	j := s.requested(r)
 	if j == nil {
 		status, body := notFound()
 		writeJSON(w, status, body)
@@ -314,7 +323,7 @@ func (s *Simulator) appendPage(dst []byte, j job, begin, spin int64, faults *req
 }
 
 func (s *Simulator) imports(r *http.Request) (int, any) {
-	j := s.job(r.PathValue("id"))
+	j := s.requested(r)
 	if j == nil {
 		return notFound()
 	}
@@ -332,12 +341,12 @@ func (s *Simulator) imports(r *http.Request) (int, any) {
 			return http.StatusBadRequest, apiError{err.Error(), "invalid_page_token"}
 		}
 	}
-	end := min(begin+int64(j.pageSize()), int64(len(posted.users)))
+	end := min(begin+int64(j.pageSize()), int64(len(posted.accepted)))
 	page := map[string]any{
-		"results":       posted.users[min(begin, end):end],
-		"total_records": strconv.Itoa(len(posted.users)),
+		"results":       posted.accepted[min(begin, end):end],
+		"total_records": strconv.Itoa(len(posted.accepted)),
 	}
-	if end < int64(len(posted.users)) {
+	if end < int64(len(posted.accepted)) {
 		page["next_page_token"] = s.encodeToken(j.id(), end, 0)
 	}
 	return http.StatusOK, page
@@ -369,5 +378,5 @@ var errToken = errors.New("the page token is invalid or has expired")
 // Page returns the first page of a job, as the API would send it.
 func (s *Simulator) Page(c Conjured) []byte {
 	s.Conjure(c)
-	return s.appendPage(nil, s.job(c.ID), 0, 0, &requestFaults{})
+	return s.appendPage(nil, s.job(jobKey{c.Kind, c.ID}), 0, 0, &requestFaults{})
 }

@@ -144,7 +144,7 @@ func TestTheSameSeedMakesTheSameFailuresAndFaults(t *testing.T) {
 		api := simulator.New(simulator.Options{Seed: seed, Faults: faults, PageSize: 7})
 		api.Conjure(simulator.Conjured{ID: "job", Failures: 50})
 		var seen bytes.Buffer
-		for i, result := range api.Failures("job") {
+		for i, result := range api.Failures(simulator.Users, "job") {
 			fmt.Fprintf(&seen, "%d %.80s\n", i, result)
 		}
 		for range 20 {

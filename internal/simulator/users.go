@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"strings"
@@ -36,15 +37,46 @@ func (j *conjuredJob) appendFailure(dst []byte, i int64) []byte {
 	}
 	h := mix(j.seed + uint64(i))
 	if float64(mix(h)>>11)/(1<<53) < j.garbage {
-		return j.appendGarbage(dst, i, h>>8)
+		garbage := j.appendGarbage(nil, i, h>>8)
+		if j.Kind == Events {
+			garbage = bytes.ReplaceAll(garbage, []byte(`"user":`), []byte(`"event":`))
+		}
+		return append(dst, garbage...)
 	}
 	cause := causes[h%uint64(len(causes))]
 	dst = append(dst, `{"message":"`...)
 	dst = append(dst, cause.message...)
 	dst = append(dst, `","code":"`...)
 	dst = append(dst, cause.code...)
+	if j.Kind == Events {
+		return j.appendEvent(dst, i, h)
+	}
 	dst = append(dst, `","user":`...)
 	dst = j.appendUser(dst, i, h)
+	return append(dst, '}')
+}
+
+// appendEvent appends the rest of a result: an event that may have a user, and
+// what the import's events share.
+func (j *conjuredJob) appendEvent(dst []byte, i int64, h uint64) []byte {
+	dst = append(dst, `","event":{"name":"Order Completed","timestamp":"2026-01-02T03:04:05.678Z"`...)
+	switch h >> 8 % 10 {
+	case 0: // nobody's
+	case 1:
+		dst = append(dst, `,"session":{"id":"s:1","use_most_recent":true}`...)
+	default:
+		dst = append(dst, `,"user":{"uid":"user-`...)
+		dst = strconv.AppendUint(dst, (h>>16)%uint64(max(j.Failures/3, 1)), 10)
+		dst = append(dst, `"}`...)
+	}
+	dst = append(dst, `,"properties":{"index":`...)
+	dst = strconv.AppendInt(dst, i, 10)
+	dst = append(dst, ',')
+	dst = append(dst, odd[h>>32%uint64(len(odd))]...)
+	dst = append(dst, `}}`...)
+	if h>>40%4 != 0 {
+		dst = append(dst, `,"shared": {"context":{"device":{"manufacturer":"Acme"}, "n":1e400}}`...)
+	}
 	return append(dst, '}')
 }
 

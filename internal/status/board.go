@@ -15,12 +15,13 @@ import (
 
 // job is a job as it is shown.
 type job struct {
-	JobID        string `json:"job_id"`
-	State        string `json:"state"` // queued, running, parked, done, incomplete or failed
-	Run          int    `json:"run,omitempty"`
-	Published    int64  `json:"published"`
-	DeadLettered int64  `json:"dead_lettered"`
-	TotalRecords int64  `json:"total_records"`
+	JobID        string        `json:"job_id"`
+	Kind         pipeline.Kind `json:"kind,omitempty"` // nothing for users
+	State        string        `json:"state"`          // queued, running, parked, done, incomplete or failed
+	Run          int           `json:"run,omitempty"`
+	Published    int64         `json:"published"`
+	DeadLettered int64         `json:"dead_lettered"`
+	TotalRecords int64         `json:"total_records"`
 	// Here tells that it is this instance's.
 	Here             bool       `json:"here"`
 	RecordsPerSecond float64    `json:"records_per_second,omitempty"`
@@ -33,7 +34,7 @@ type job struct {
 }
 
 func jobOf(p pipeline.Progress) job {
-	j := job{JobID: p.JobID, State: string(p.State)}
+	j := job{JobID: p.JobID, Kind: p.Kind, State: string(p.State)}
 	j.add(p)
 	return j
 }
@@ -57,8 +58,8 @@ type board struct {
 	fleet Fleet
 
 	mu     sync.Mutex
-	recent map[string]pipeline.Progress
-	rates  map[string]*speed // of the jobs that run here, by job id
+	recent map[pipeline.JobKey]pipeline.Progress
+	rates  map[pipeline.JobKey]*speed // of the jobs that run here
 	total  speed
 	kafka  error // why it does not work, as of the last look
 }
@@ -72,7 +73,7 @@ const maxRecent = 500
 const readBack = 20_000
 
 func newBoard(f Fleet) *board {
-	return &board{fleet: f, recent: make(map[string]pipeline.Progress), rates: make(map[string]*speed)}
+	return &board{fleet: f, recent: make(map[pipeline.JobKey]pipeline.Progress), rates: make(map[pipeline.JobKey]*speed)}
 }
 
 // speed works out how fast something grows, from what it is each second: the
@@ -102,17 +103,7 @@ func (s *speed) sample(n int64, now time.Time) {
 // follow keeps the board up to date until ctx ends; look tells whether Kafka
 // works.
 func (b *board) follow(ctx context.Context, kafka Kafka, metrics *Metrics, look func(context.Context) error, log *slog.Logger) {
-	for partition := range kafka.ProgressPartitions() {
-		go func() {
-			for ctx.Err() == nil {
-				err := kafka.FollowProgress(ctx, partition, readBack, b.take)
-				if ctx.Err() == nil {
-					log.Warn("the progress of other instances cannot be read; trying again", "partition", partition, "error", err)
-					clock.Sleep(ctx, 5*time.Second)
-				}
-			}
-		}()
-	}
+	b.followProgress(ctx, kafka, log)
 	for ctx.Err() == nil {
 		records, _ := metrics.totals()
 		b.sample(records, time.Now())
@@ -124,20 +115,35 @@ func (b *board) follow(ctx context.Context, kafka Kafka, metrics *Metrics, look 
 	}
 }
 
+// followProgress takes what a log has and gets until ctx ends.
+func (b *board) followProgress(ctx context.Context, progress ProgressLog, log *slog.Logger) {
+	for partition := range progress.ProgressPartitions() {
+		go func() {
+			for ctx.Err() == nil {
+				err := progress.FollowProgress(ctx, partition, readBack, b.take)
+				if ctx.Err() == nil {
+					log.Warn("the progress of other instances cannot be read; trying again", "partition", partition, "error", err)
+					clock.Sleep(ctx, 5*time.Second)
+				}
+			}
+		}()
+	}
+}
+
 // take remembers a progress record, and forgets the oldest when there are too
 // many.
 func (b *board) take(p pipeline.Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.recent[p.JobID] = p
+	b.recent[p.Key()] = p
 	if len(b.recent) <= 2*maxRecent {
 		return
 	}
-	ids := make([]string, 0, len(b.recent))
+	ids := make([]pipeline.JobKey, 0, len(b.recent))
 	for id := range b.recent {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(x, y string) int { return b.recent[y].UpdatedAt.Compare(b.recent[x].UpdatedAt) })
+	slices.SortFunc(ids, func(x, y pipeline.JobKey) int { return b.recent[y].UpdatedAt.Compare(b.recent[x].UpdatedAt) })
 	for _, id := range ids[maxRecent:] {
 		delete(b.recent, id)
 	}
@@ -148,17 +154,17 @@ func (b *board) sample(records int64, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.total.sample(records, now)
-	running := make(map[string]*speed)
+	running := make(map[pipeline.JobKey]*speed)
 	for _, t := range tasks {
 		if t.State != fleet.Running || t.Progress.JobID == "" {
 			continue
 		}
-		s := b.rates[t.JobID]
+		s := b.rates[t.Job]
 		if s == nil {
 			s = new(speed)
 		}
 		s.sample(t.Progress.Position(), now)
-		running[t.JobID] = s
+		running[t.Job] = s
 	}
 	b.rates = running
 }
@@ -170,10 +176,10 @@ func (b *board) jobs() []job {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	list := make([]job, 0, len(tasks)+len(b.recent))
-	here := make(map[string]bool)
+	here := make(map[pipeline.JobKey]bool)
 	for _, t := range tasks {
-		if !here[t.JobID] {
-			here[t.JobID] = true
+		if !here[t.Job] {
+			here[t.Job] = true
 			list = append(list, b.describe(t))
 		}
 	}
@@ -190,8 +196,8 @@ func (b *board) jobs() []job {
 }
 
 // here returns a job of this instance.
-func (b *board) here(id string) (job, bool) {
-	t, ok := b.fleet.Task(id)
+func (b *board) here(key pipeline.JobKey) (job, bool) {
+	t, ok := b.fleet.Task(key)
 	if !ok {
 		return job{}, false
 	}
@@ -202,7 +208,7 @@ func (b *board) here(id string) (job, bool) {
 
 // describe is called with the lock held.
 func (b *board) describe(t fleet.Task) job {
-	j := job{JobID: t.JobID, State: string(t.State), Here: true}
+	j := job{JobID: t.Job.ID, Kind: t.Job.Kind, State: string(t.State), Here: true}
 	j.add(t.Progress)
 	switch {
 	case t.State == fleet.Parked:
@@ -210,7 +216,7 @@ func (b *board) describe(t fleet.Task) job {
 	case j.State != string(pipeline.Failed):
 		j.Reason = ""
 	}
-	if s := b.rates[t.JobID]; s != nil {
+	if s := b.rates[t.Job]; s != nil {
 		j.RecordsPerSecond = s.perSecond
 	}
 	return j

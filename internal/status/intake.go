@@ -20,8 +20,9 @@ const maxIntake = 8 << 20
 
 // submission is the body of POST /jobs.
 type submission struct {
-	JobIDs []string `json:"job_ids"`
-	Replay bool     `json:"replay"`
+	JobIDs []string      `json:"job_ids"`
+	Kind   pipeline.Kind `json:"kind"`
+	Replay bool          `json:"replay"`
 }
 
 // takeJobs appends jobs to the jobs topic and answers once Kafka has them.
@@ -107,7 +108,7 @@ func readSubmission(w http.ResponseWriter, r *http.Request, body *submission) bo
 	case errors.As(err, &timeout) && timeout.Timeout():
 		problem(w, http.StatusRequestTimeout, "the body did not come in time")
 	default:
-		problem(w, http.StatusBadRequest, fmt.Sprintf(`the body is not like {"job_ids":["abd123="],"replay":false}: %v`, err))
+		problem(w, http.StatusBadRequest, fmt.Sprintf(`the body is not like {"job_ids":["abd123="],"replay":false,"kind":"users"}: %v`, err))
 	}
 	return false
 }
@@ -130,7 +131,7 @@ func (b *submission) orders() (orders []pipeline.Order, wrong []wrongID) {
 		}
 		if _, ok := seen[id]; !ok {
 			seen[id] = struct{}{}
-			orders = append(orders, pipeline.Order{JobID: id, Replay: b.Replay})
+			orders = append(orders, pipeline.Order{JobID: id, Kind: b.Kind, Replay: b.Replay})
 		}
 	}
 	return orders, wrong

@@ -215,15 +215,19 @@ func (c *fleetCollector) Collect(metrics chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	seen := make(map[string]bool)
+	seen := make(map[pipeline.JobKey]bool)
 	for _, t := range c.fleet.Tasks(0) {
-		if t.State != fleet.Running || seen[t.JobID] {
+		if t.State != fleet.Running || seen[t.Job] {
 			continue
 		}
-		seen[t.JobID] = true
-		gauge(c.records, float64(t.Progress.Published), t.JobID, "published")
-		gauge(c.records, float64(t.Progress.DeadLettered), t.JobID, "dead_lettered")
-		gauge(c.records, float64(max(t.Progress.TotalRecords-t.Progress.Position(), 0)), t.JobID, "remaining")
+		seen[t.Job] = true
+		label := t.Job.ID
+		if t.Job.Kind != pipeline.Users {
+			label = t.Job.Kind.String() + "/" + label
+		}
+		gauge(c.records, float64(t.Progress.Published), label, "published")
+		gauge(c.records, float64(t.Progress.DeadLettered), label, "dead_lettered")
+		gauge(c.records, float64(max(t.Progress.TotalRecords-t.Progress.Position(), 0)), label, "remaining")
 	}
 	for state, n := range c.fleet.Counts() {
 		gauge(c.inFlight, float64(n), string(state))

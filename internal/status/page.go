@@ -106,6 +106,10 @@ func first(rows []row, n int) []row { return rows[:min(len(rows), n)] }
 
 func rowOf(j job, now time.Time) row {
 	r := row{job: j, Key: fmt.Sprintf("job-%x", j.JobID), Href: "jobs/" + url.PathEscape(j.JobID)}
+	if j.Kind != pipeline.Users {
+		r.Key += "-" + j.Kind.String()
+		r.Href += "?kind=" + j.Kind.String()
+	}
 	if j.TotalRecords > 0 {
 		r.Percent = int(100 * j.handled() / j.TotalRecords)
 	}

@@ -5,6 +5,7 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -25,19 +26,24 @@ import (
 // Fleet is the instance that is shown.
 type Fleet interface {
 	Tasks(limit int) []fleet.Task
-	Task(jobID string) (fleet.Task, bool)
+	Task(pipeline.JobKey) (fleet.Task, bool)
+	Progress(context.Context, pipeline.JobKey) (pipeline.Progress, error)
 	Counts() map[fleet.State]int
 	Share() (partitions, of int, perSecond float64)
 	Ready() error
 }
 
-// Kafka is where jobs go and where their progress is.
+// Kafka is where jobs go and where the progress of users' jobs is.
 type Kafka interface {
 	Submit(ctx context.Context, orders []pipeline.Order) error
-	Progress(ctx context.Context, jobID string) (pipeline.Progress, error)
+	ProgressLog
+	Ping(ctx context.Context) error
+}
+
+// ProgressLog is where the progress of jobs is read.
+type ProgressLog interface {
 	FollowProgress(ctx context.Context, partition int, newest int64, each func(pipeline.Progress)) error
 	ProgressPartitions() int
-	Ping(ctx context.Context) error
 }
 
 // Options says what is served.
@@ -88,6 +94,12 @@ func New(options Options) *Server {
 	s.mux.HandleFunc("GET /jobs", s.listJobs)
 	s.mux.HandleFunc("POST /jobs", s.takeJobs)
 	return s
+}
+
+// Follow has the server show, until ctx ends, the jobs of another progress log as
+// well.
+func (s *Server) Follow(ctx context.Context, progress ProgressLog) {
+	s.board.followProgress(ctx, progress, s.Log)
 }
 
 // ServeHTTP is part of [http.Handler].
@@ -195,17 +207,18 @@ func (s *Server) showJob(w http.ResponseWriter, r *http.Request, escaped string)
 	if err == nil {
 		err = pipeline.CheckJobID(id)
 	}
-	if err != nil {
+	kind, kindErr := pipeline.ParseKind(r.URL.Query().Get("kind"))
+	if err = cmp.Or(err, kindErr); err != nil {
 		problem(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	if j, ok := s.board.here(id); ok {
+	if j, ok := s.board.here(pipeline.JobKey{Kind: kind, ID: id}); ok {
 		writeJSON(w, http.StatusOK, j)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
-	progress, err := s.Kafka.Progress(ctx, id)
+	progress, err := s.Fleet.Progress(ctx, pipeline.JobKey{Kind: kind, ID: id})
 	switch {
 	case err != nil:
 		w.Header().Set("Retry-After", "5")

@@ -21,24 +21,32 @@ type crowd int
 func (c crowd) Tasks(int) (tasks []fleet.Task) {
 	for i := range int(c) {
 		id := fmt.Sprintf("ZXhhbXBsZS1qb2It%06d==", i)
-		tasks = append(tasks, fleet.Task{JobID: id, State: fleet.Running, Since: time.Now(),
+		tasks = append(tasks, fleet.Task{Job: pipeline.JobKey{ID: id}, State: fleet.Running, Since: time.Now(),
 			Progress: pipeline.Progress{JobID: id, Run: 1, State: pipeline.Running, Published: int64(1000 * i), TotalRecords: 2_000_000}})
 	}
 	return tasks
 }
 
-func (c crowd) Task(string) (fleet.Task, bool) { return fleet.Task{}, false }
-func (c crowd) Counts() map[fleet.State]int    { return map[fleet.State]int{fleet.Running: int(c)} }
-func (c crowd) Share() (int, int, float64)     { return 3, 6, 5 }
-func (c crowd) Ready() error                   { return nil }
+func (c crowd) Task(pipeline.JobKey) (fleet.Task, bool) { return fleet.Task{}, false }
+
+func (c crowd) Progress(context.Context, pipeline.JobKey) (pipeline.Progress, error) {
+	return pipeline.Progress{}, nil
+}
+func (c crowd) Counts() map[fleet.State]int { return map[fleet.State]int{fleet.Running: int(c)} }
+func (c crowd) Share() (int, int, float64)  { return 3, 6, 5 }
+func (c crowd) Ready() error                { return nil }
+
+// cutOff is an instance that Kafka does not answer.
+type cutOff struct{ crowd }
+
+func (cutOff) Progress(context.Context, pipeline.JobKey) (pipeline.Progress, error) {
+	return pipeline.Progress{}, errors.New("connection refused")
+}
 
 // store is Kafka with nothing in it, or out of order.
 type store struct{ err error }
 
 func (s store) Submit(context.Context, []pipeline.Order) error { return s.err }
-func (s store) Progress(context.Context, string) (pipeline.Progress, error) {
-	return pipeline.Progress{}, s.err
-}
 func (s store) FollowProgress(ctx context.Context, _ int, _ int64, _ func(pipeline.Progress)) error {
 	<-ctx.Done()
 	return ctx.Err()
@@ -116,7 +124,7 @@ func TestRequestsAreCountedToTheirEnd(t *testing.T) {
 }
 
 func TestHealthAndReadinessDiffer(t *testing.T) {
-	down := New(Options{Fleet: crowd(1), Kafka: store{errors.New("connection refused")}, Metrics: NewMetrics()})
+	down := New(Options{Fleet: cutOff{1}, Kafka: store{errors.New("connection refused")}, Metrics: NewMetrics()})
 	if status, _ := get(t, down, "/healthz"); status != http.StatusOK {
 		t.Errorf("healthz: %d", status)
 	}
