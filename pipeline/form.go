@@ -17,10 +17,10 @@ const (
 	Events Kind = "events"
 )
 
-// ParseKind reads "users", "events" or, for users, nothing.
+// ParseKind reads "users" or "events".
 func ParseKind(text string) (Kind, error) {
 	switch text {
-	case "", "users":
+	case "users":
 		return Users, nil
 	case "events":
 		return Events, nil

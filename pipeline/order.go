@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Order asks for the publication of a job.
@@ -42,8 +43,8 @@ func CheckJobID(id string) error {
 		return errors.New("a job id is empty")
 	case id == "." || id == "..":
 		return fmt.Errorf("%q is no job id", id)
-	case len(id) > 512:
-		return fmt.Errorf("a job id has %d bytes, 512 are allowed: %q…", len(id), id[:40])
+	case utf8.RuneCountInString(id) > 512:
+		return fmt.Errorf("a job id has %d characters, 512 are allowed: %.40q…", utf8.RuneCountInString(id), id)
 	case strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' }):
 		return fmt.Errorf("job id %q holds white space, control characters or invalid UTF-8", id)
 	}

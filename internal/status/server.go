@@ -5,7 +5,6 @@
 package status
 
 import (
-	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -207,8 +206,11 @@ func (s *Server) showJob(w http.ResponseWriter, r *http.Request, escaped string)
 	if err == nil {
 		err = pipeline.CheckJobID(id)
 	}
-	kind, kindErr := pipeline.ParseKind(r.URL.Query().Get("kind"))
-	if err = cmp.Or(err, kindErr); err != nil {
+	kind := pipeline.Users
+	if query := r.URL.Query(); err == nil && query.Has("kind") {
+		kind, err = pipeline.ParseKind(query.Get("kind"))
+	}
+	if err != nil {
 		problem(w, http.StatusBadRequest, err.Error())
 		return
 	}
