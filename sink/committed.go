@@ -115,7 +115,7 @@ func (s *stream) peek(ctx context.Context) (*pipeline.Message, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read %s, partition %d, from offset %d on: %w", s.Topic, s.Partition, s.next, explain(err))
+			return nil, fmt.Errorf("read %s, partition %d, from offset %d on: %w", s.Topic, s.Partition, s.next, readError(s.Topic, err))
 		}
 	}
 	return &s.messages[s.at], nil

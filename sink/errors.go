@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/segmentio/kafka-go"
+
+	"rebound/sink/transaction"
 )
 
 // hints tells, for what the brokers refuse, which setting or ACL to look at.
@@ -38,6 +40,14 @@ func explain(err error) error {
 	return err
 }
 
+// readError is explain for reading a topic.
+func readError(topic string, err error) error {
+	if errors.Is(err, kafka.TopicAuthorizationFailed) {
+		return fmt.Errorf("%w: grant rebound's user the ACL Read on topic %s", err, topic)
+	}
+	return explain(err)
+}
+
 func hintFor(err error) string {
 	var code kafka.Error
 	if errors.As(err, &code) {
@@ -47,7 +57,6 @@ func hintFor(err error) string {
 	var otherHost x509.HostnameError
 	var notValid x509.CertificateInvalidError
 	var notTLS tls.RecordHeaderError
-	var alert tls.AlertError
 	switch {
 	case errors.As(err, &unknownAuthority):
 		return "set KAFKA_TLS_CA_FILE to the authority that signed the brokers' certificate"
@@ -57,8 +66,8 @@ func hintFor(err error) string {
 		return "the brokers' certificate has to be renewed"
 	case errors.As(err, &notTLS):
 		return "check KAFKA_BROKERS and KAFKA_TLS: no TLS is spoken on this port"
-	case errors.As(err, &alert):
-		return "the brokers refuse the connection: do they want a client certificate (KAFKA_TLS_CERT_FILE, KAFKA_TLS_KEY_FILE)?"
+	case transaction.CertificateRefused(err):
+		return "the brokers want a client certificate that they trust and that has not expired: check KAFKA_TLS_CERT_FILE and KAFKA_TLS_KEY_FILE"
 	}
 	return ""
 }

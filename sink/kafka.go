@@ -97,6 +97,11 @@ func Open(ctx context.Context, options Options) (*Kafka, error) {
 		k.Close()
 		return nil, err
 	}
+	// An empty topic would be written to before the first attempt to read it.
+	if err := k.mayRead(ctx, options.Topics.Progress); err != nil {
+		k.Close()
+		return nil, fmt.Errorf("read %s: %w", options.Topics.Progress, err)
+	}
 	k.progress = make(map[int]*progressLog)
 	for _, partition := range k.layout.partitions[options.Topics.Progress] {
 		k.progress[partition] = &progressLog{partition: partition}

@@ -73,7 +73,7 @@ func (k *Kafka) Orders(ctx context.Context, partition int, from int64, deliver f
 	topic := k.options.Topics.Jobs
 	first, end, err := k.offsets(ctx, topic, partition)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", topic, explain(err))
+		return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 	}
 	if from < first || from > end {
 		// Nothing was read yet, retention was faster, or the topic is another.
@@ -84,7 +84,7 @@ func (k *Kafka) Orders(ctx context.Context, partition int, from int64, deliver f
 		deliver(delivery(r, partition))
 		return nil
 	}, settled)
-	return fmt.Errorf("read %s: %w", topic, explain(err))
+	return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 }
 
 func delivery(r *record, partition int) Delivery {
@@ -194,7 +194,7 @@ func (k *Kafka) FollowProgress(ctx context.Context, partition int, newest int64,
 	topic := k.options.Topics.Progress
 	first, end, err := k.offsets(ctx, topic, partition)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", topic, explain(err))
+		return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 	}
 	s := scan{next: max(first, end-newest)}
 	err = s.follow(ctx, k, topic, partition, func(r *record) error {
@@ -204,7 +204,7 @@ func (k *Kafka) FollowProgress(ctx context.Context, partition int, newest int64,
 		}
 		return nil
 	}, func(int64) {})
-	return fmt.Errorf("read %s: %w", topic, explain(err))
+	return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 }
 
 // ProgressPartitions returns how many partitions the progress topic has.

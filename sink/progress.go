@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"slices"
 	"sync"
+	"time"
 
 	"rebound/pipeline"
 	"rebound/sink/transaction"
@@ -96,7 +97,7 @@ func (l *progressLog) find(ctx context.Context, k *Kafka, jobID string) (progres
 
 // read reads the record at the offset, which was committed.
 func (l *progressLog) read(ctx context.Context, k *Kafka, offset int64, jobID string) (progressRecord, error) {
-	fetched, err := k.fetch(ctx, k.options.Topics.Progress, l.partition, offset)
+	fetched, err := k.fetch(ctx, k.options.Topics.Progress, l.partition, offset, time.Second)
 	if err != nil {
 		return progressRecord{}, err
 	}
@@ -142,7 +143,7 @@ func (k *Kafka) progressOf(ctx context.Context, jobID string) (progressRecord, e
 	at := k.partitionOf(k.options.Topics.Progress, []byte(jobID))
 	progress, err := k.progress[at.Partition].find(ctx, k, jobID)
 	if err != nil {
-		return progress, fmt.Errorf("job %s: read its progress from %s: %w", jobID, at.Topic, explain(err))
+		return progress, fmt.Errorf("job %s: read its progress from %s: %w", jobID, at.Topic, readError(at.Topic, err))
 	}
 	return progress, nil
 }
@@ -157,7 +158,7 @@ func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) e
 	for _, partition := range k.layout.partitions[topic] {
 		first, end, err := k.offsets(ctx, topic, partition)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", topic, explain(err))
+			return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 		}
 		newest := make(map[string]record)
 		s := scan{next: first}
@@ -168,7 +169,7 @@ func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) e
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("read %s: %w", topic, explain(err))
+			return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 		}
 		for _, r := range newest {
 			progress, err := decodeProgress(&r)

@@ -70,7 +70,7 @@ func (s *scan) readOn(ctx context.Context, k *Kafka, topic string, partition int
 	if s.open == nil {
 		s.open = make(map[int64][]record)
 	}
-	fetched, err := k.fetch(ctx, topic, partition, s.next)
+	fetched, err := k.fetch(ctx, topic, partition, s.next, time.Second)
 	if first, moved := k.movedBegin(ctx, topic, partition, s.next, err); moved {
 		s.next = first
 		return nil
@@ -99,10 +99,11 @@ func (k *Kafka) movedBegin(ctx context.Context, topic string, partition int, off
 	return first, err == nil && first > offset
 }
 
-func (k *Kafka) fetch(ctx context.Context, topic string, partition int, offset int64) (fetched *kafka.FetchResponse, err error) {
+// fetch reads from an offset on, and waits a while where nothing is there yet.
+func (k *Kafka) fetch(ctx context.Context, topic string, partition int, offset int64, wait time.Duration) (fetched *kafka.FetchResponse, err error) {
 	err = k.retry(ctx, "read "+topic, func(ctx context.Context) (err error) {
 		fetched, err = k.client.Fetch(ctx, &kafka.FetchRequest{
-			Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: fetchBytes, MaxWait: time.Second})
+			Topic: topic, Partition: partition, Offset: offset, MinBytes: 1, MaxBytes: fetchBytes, MaxWait: wait})
 		if err == nil {
 			err = fetched.Error
 		}

@@ -57,8 +57,7 @@ var worlds atomic.Int64
 func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *world {
 	t.Helper()
 	w := &world{t: t, api: simulator.New(options)}
-	server := httptest.NewServer(w.api)
-	t.Cleanup(server.Close)
+	url := serveSimulator(t, w.api)
 	brokers := os.Getenv("KAFKA_BROKERS")
 	if brokers == "" || len(kafka) > 0 {
 		w.cluster = embedded(t, kafka...)
@@ -67,7 +66,7 @@ func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *worl
 	w.env = map[string]string{
 		asRebound:              "1",
 		"FULLSTORY_API_KEY":    "key",
-		"FULLSTORY_BASE_URL":   server.URL,
+		"FULLSTORY_BASE_URL":   url,
 		"FULLSTORY_RATE_LIMIT": "10000",
 		"FULLSTORY_RATE_BURST": "10000",
 		"KAFKA_BROKERS":        brokers,
@@ -75,6 +74,13 @@ func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *worl
 		"COMMIT_INTERVAL":      "20ms",
 	}
 	return w
+}
+
+// serveSimulator returns the URL of an API.
+func serveSimulator(t *testing.T, api *simulator.Simulator) string {
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 func embedded(t *testing.T, options ...kfake.Opt) *kfake.Cluster {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/segmentio/kafka-go"
@@ -105,13 +106,20 @@ func judge(err error) (verdict, string) {
 	}
 	var certificate *tls.CertificateVerificationError
 	var notTLS tls.RecordHeaderError
-	var alert tls.AlertError
-	if errors.As(err, &certificate) || errors.As(err, &notTLS) || errors.As(err, &alert) {
+	if errors.As(err, &certificate) || errors.As(err, &notTLS) || CertificateRefused(err) {
 		return refused, "no connection by TLS"
 	}
 	// What is left happened on this side of the wire: no connection, no
 	// leader in the metadata, no answer in time.
 	return again, ""
+}
+
+// CertificateRefused tells whether a broker closed the connection because of our
+// certificate, or because there was none: RFC 8446, section 6.2. crypto/tls does
+// not export the alert that says so.
+func CertificateRefused(err error) bool {
+	var remote *net.OpError
+	return errors.As(err, &remote) && remote.Op == "remote error" && strings.Contains(remote.Err.Error(), "certificate")
 }
 
 // brokerError is an error code of a broker, in the words of the table rather
