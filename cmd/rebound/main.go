@@ -26,6 +26,7 @@ const (
 )
 
 func main() {
+	withoutCore()
 	os.Exit(program{
 		lookup: os.LookupEnv,
 		stdin:  os.Stdin,

@@ -369,6 +369,9 @@ func mechanism(ctx context.Context, c *config.Config) (sasl.Mechanism, error) {
 		if err != nil {
 			return nil, fmt.Errorf("KAFKA_SASL_MECHANISM=aws-msk-iam: %w", err)
 		}
+		if account.Region == "" {
+			return nil, errors.New("KAFKA_SASL_MECHANISM=aws-msk-iam: set AWS_REGION to the region of the cluster")
+		}
 		return aws_msk_iam_v2.NewMechanism(account), nil
 	}
 	return nil, nil

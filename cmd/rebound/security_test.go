@@ -168,6 +168,7 @@ type locked struct {
 	acls, without string
 	create        bool // the topics are to be made by rebound
 	quota         bool
+	serve         bool // instead of run
 	// What each command says; empty for success.
 	check, run, verify string
 }
@@ -224,6 +225,11 @@ func (b *lockedDown) cases() []locked {
 		{name: "ACLs: without Write on the transactional ids", port: portPlainSASL, env: scramLogin, acls: "User:rebound", without: "transactions",
 			check: "transactional ids", run: "transactional ids", verify: "never published"},
 		{name: "the same with KAFKA_DELIVERY=at-least-once", port: portPlainSASL, env: scramLogin + " KAFKA_DELIVERY=at-least-once", acls: "User:rebound", without: "transactions"},
+		{name: "ACLs: serve", port: portPlainSASL, env: scramLogin, acls: "User:rebound", serve: true},
+		{name: "ACLs: serve without Read on the jobs topic", port: portPlainSASL, env: scramLogin, acls: "User:rebound", serve: true, without: "read jobs",
+			check: "grant rebound's user the ACL Read on topic", run: "ok: ACL Read on topic", verify: "never published"},
+		{name: "ACLs: serve without Read on the consumer group", port: portPlainSASL, env: scramLogin, acls: "User:rebound", serve: true, without: "group",
+			check: "Read on the consumer group", run: "Read on the consumer group", verify: "never published"},
 		{name: "a quota of 200 kB a second", port: portPlainSASL, env: scramLogin, acls: "User:rebound", quota: true},
 	}
 }
@@ -245,7 +251,7 @@ func (b *lockedDown) try(t *testing.T, c locked) (row [3]string) {
 	}
 	if !c.create {
 		compact := "compact"
-		_, err := b.admin.CreateTopics(t.Context(), 6, 1, nil, topic, topic+".dead-letter")
+		_, err := b.admin.CreateTopics(t.Context(), 6, 1, nil, topic, topic+".dead-letter", topic+".jobs")
 		_, err2 := b.admin.CreateTopics(t.Context(), 6, 1, map[string]*string{"cleanup.policy": &compact}, topic+".progress")
 		if err := errors.Join(err, err2); err != nil {
 			t.Fatal(err)
@@ -266,11 +272,21 @@ func (b *lockedDown) try(t *testing.T, c locked) (row [3]string) {
 		set(false)
 		defer set(true)
 	}
+	check, run := []string{"check"}, []string{"run", "job="}
+	if c.serve {
+		w.env["KAFKA_GROUP_ID"], w.env["HTTP_ADDR"] = topic, "127.0.0.1:0"
+		check, run = []string{"check", "--serve"}, []string{"serve"}
+	}
 	for i, step := range []struct {
 		arguments []string
 		says      string
-	}{{[]string{"check"}, c.check}, {[]string{"run", "job="}, c.run}, {[]string{"verify", "job="}, c.verify}} {
-		r := w.run(step.arguments)
+	}{{check, c.check}, {run, c.run}, {[]string{"verify", "job="}, c.verify}} {
+		var r result
+		if c.serve && i == 1 {
+			r = b.serve(w, c)
+		} else {
+			r = w.run(step.arguments)
+		}
 		said := r.stdout + r.stderr
 		says, fine := strings.CutPrefix(step.says, "ok: ")
 		if fine = fine || step.says == ""; fine != (r.status == 0) || !strings.Contains(said, says) {
@@ -282,6 +298,35 @@ func (b *lockedDown) try(t *testing.T, c locked) (row [3]string) {
 		row[i] = inShort(r, says)
 	}
 	return row
+}
+
+// serve runs an instance until a job is done or it says what is wrong.
+func (b *lockedDown) serve(w *world, c locked) result {
+	w.t.Helper()
+	i := w.startServe("LOG_LEVEL=info")
+	says := strings.TrimPrefix(c.run, "ok: ")
+	if says == "" {
+		await(w.t, 30*time.Second, "the instance ready\n"+i.log.String(), func() bool {
+			status, _, _ := i.call("GET", "/readyz", "")
+			return status == 200
+		})
+		i.submit(false, "job=")
+		says = "the job is done"
+	}
+	var r result
+	await(w.t, 30*time.Second, says, func() bool {
+		select {
+		case err := <-i.ended:
+			i.ended <- err
+			r.status = i.command.ProcessState.ExitCode()
+			return true
+		case <-time.After(50 * time.Millisecond):
+			return strings.Contains(i.log.String(), says)
+		}
+	})
+	i.kill()
+	r.stderr = i.log.String()
+	return r
 }
 
 // inShort is what a cell of the table says.
@@ -317,7 +362,7 @@ func (b *lockedDown) grant(t *testing.T, c locked, topic string) {
 	}
 	const literal, prefixed = kmsg.ACLResourcePatternTypeLiteral, kmsg.ACLResourcePatternTypePrefixed
 	const topics, ids = kmsg.ACLResourceTypeTopic, kmsg.ACLResourceTypeTransactionalId
-	progress, dead := topic+".progress", topic+".dead-letter"
+	progress, dead, jobs := topic+".progress", topic+".dead-letter", topic+".jobs"
 	for _, g := range []grant{
 		{"write failures", topics, topic, literal, kadm.OpWrite},
 		{"write dead letters", topics, dead, literal, kadm.OpWrite},
@@ -325,11 +370,17 @@ func (b *lockedDown) grant(t *testing.T, c locked, topic string) {
 		{"read progress", topics, progress, literal, kadm.OpRead},
 		{"read failures", topics, topic, literal, kadm.OpRead},
 		{"read failures", topics, dead, literal, kadm.OpRead},
+		{"write jobs", topics, jobs, literal, kadm.OpWrite},
+		{"read jobs", topics, jobs, literal, kadm.OpRead},
+		{"group", kmsg.ACLResourceTypeGroup, topic, literal, kadm.OpRead},
 		{"describe", topics, topic, prefixed, kadm.OpDescribe},
 		{"configs", topics, topic, prefixed, kadm.OpDescribeConfigs},
 		{"create", topics, topic, prefixed, kadm.OpCreate},
 		{"transactions", ids, progress + "/", prefixed, kadm.OpWrite},
 	} {
+		if onlyServe := g.on == jobs || g.resource == kmsg.ACLResourceTypeGroup; onlyServe && !c.serve {
+			continue
+		}
 		if g.name == c.without || g.name == "create" && !c.create {
 			continue
 		}

@@ -329,8 +329,10 @@ func (f *Fleet) deliver(ctx context.Context, p *partition, d sink.Delivery) {
 		f.scheduler.Add(ctx, d)
 		return
 	}
-	f.Log.Warn("a record of the jobs topic is no order; it goes to the dead letters",
-		"partition", d.Place.Partition, "offset", d.Place.Offset, "error", d.Err)
+	// The reason quotes the record, which may be anything, a user say: it is for
+	// the dead letter, not for the log.
+	f.Log.Warn("a record of the jobs topic is no order; it goes to the dead letters, whose header detail says why",
+		"partition", d.Place.Partition, "offset", d.Place.Offset)
 	for ctx.Err() == nil {
 		err := f.Users.Kafka.Refuse(ctx, d)
 		if err == nil {
