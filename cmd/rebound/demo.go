@@ -135,6 +135,9 @@ func (p program) demo(ctx context.Context, keep bool) error {
 	if err == nil {
 		err = p.showDemo(ctx, c, ids)
 	}
+	if err == nil {
+		err = p.closeLoop(ctx, c, page)
+	}
 	if err == nil && keep {
 		fmt.Fprintf(p.stdout, `
 Everything stays up until Ctrl-C. Look around:
