@@ -2,8 +2,12 @@ package source
 
 import (
 	"encoding/json"
+	"math/big"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"rebound/internal/simulator"
 	"rebound/pipeline"
@@ -113,6 +117,15 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
+		events, err := newDecoder(pipeline.Events).decode(body, "")
+		if err != nil || len(events.Results) != len(page.Results) {
+			t.Fatalf("%q is a page of users, but not of events: %v", body, err)
+		}
+		for _, r := range events.Results {
+			if r.Subject != nil && (!json.Valid(r.Subject) || r.Subject[0] != '{') || r.Shared != nil && !json.Valid(r.Shared) {
+				t.Fatalf("the event %q, shared %q", r.Subject, r.Shared)
+			}
+		}
 		if hint := nextToken(body); hint != "" && hint != page.Next && strings.ToValidUTF8(hint, "") == hint {
 			t.Errorf("hint %q, but the next token of %q is %q", hint, body, page.Next)
 		}
@@ -151,4 +164,51 @@ func BenchmarkDecode(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// FuzzRetryAfter holds a header's reading against the grammar of RFC 9110: no
+// pause is negative but where the header is neither seconds nor a date.
+func FuzzRetryAfter(f *testing.F) {
+	for _, value := range []string{"", "0", "120", " 7 ", "-1", "1.5", "99999999999", "Wed, 21 Oct 2015 07:28:00 GMT", "Tue, 24 Nov 2026 13:00:00 GMT", "soon"} {
+		f.Add(value)
+	}
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, value string) {
+		pause := retryAfter(value, now)
+		digits := strings.TrimSpace(value)
+		isNumber := digits != "" && strings.Trim(digits, "0123456789") == ""
+		date, dateErr := http.ParseTime(digits)
+		switch {
+		case isNumber:
+			seconds, ok := new(big.Int).SetString(digits, 10)
+			if !ok || seconds.Cmp(big.NewInt(1<<31-1)) <= 0 && pause != time.Duration(seconds.Int64())*time.Second {
+				t.Fatalf("%q is %v", value, pause)
+			}
+		case dateErr == nil && date.After(now):
+			if pause != date.Sub(now) {
+				t.Fatalf("%q is %v, want %v", value, pause, date.Sub(now))
+			}
+		case dateErr == nil:
+			if pause != 0 {
+				t.Fatalf("%q, which is past, is %v", value, pause)
+			}
+		case pause >= 0:
+			t.Fatalf("%q is %v", value, pause)
+		}
+	})
+}
+
+// FuzzAPIError sees to it that whatever a server says fits a line of a log.
+func FuzzAPIError(f *testing.F) {
+	f.Add([]byte(`{"message":"No such job","code":"not_found"}`))
+	f.Add([]byte("{\"message\":\"a\\nb\\u0000\xff\",\"code\":7}"))
+	f.Add([]byte("<html>502</html>"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		code, message := apiError(body)
+		for _, text := range []string{code, message} {
+			if len(text) > 510 || strings.ContainsAny(text, "\r\n") || !utf8.ValidString(text) {
+				t.Fatalf("%q", text)
+			}
+		}
+	})
 }

@@ -3,6 +3,7 @@ package transaction
 import (
 	"bytes"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 	"testing"
@@ -10,6 +11,9 @@ import (
 
 	"github.com/segmentio/kafka-go/compress"
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/twmb/franz-go/pkg/kbin"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // What kafka-go's own decoder, which knows nothing of this package, reads from a
@@ -121,4 +125,62 @@ func BenchmarkEncode(b *testing.B) {
 			}
 		})
 	}
+}
+
+// FuzzBatch has a decoder that shares nothing with rebound, franz-go's, read what
+// was encoded.
+func FuzzBatch(f *testing.F) {
+	f.Add([]byte("key"), []byte("value"), "header", []byte("h"), uint8(3), int64(1795513916535))
+	f.Add([]byte(nil), []byte(nil), "", []byte(nil), uint8(1), int64(0))
+	f.Add([]byte{0}, bytes.Repeat([]byte("lorem "), 500), "\xff", []byte{0xff}, uint8(200), int64(-1))
+	decompressor := kgo.DefaultDecompressor()
+	var workers []*worker
+	for _, codec := range []compress.Compression{compress.None, compress.Gzip, compress.Snappy, compress.Lz4, compress.Zstd} {
+		workers = append(workers, &worker{codec: codec})
+	}
+	f.Fuzz(func(t *testing.T, key, value []byte, name string, header []byte, count uint8, milliseconds int64) {
+		if count == 0 || milliseconds < 0 || milliseconds > 1<<50 {
+			return
+		}
+		var b Batch
+		for i := range int(count) {
+			b.Append(&Record{Key: key, Value: value, Headers: []Header{{name, header}}, Time: time.UnixMilli(milliseconds + int64(i))})
+		}
+		for _, w := range workers {
+			if err := b.encode(w, true); err != nil {
+				t.Fatal(err)
+			}
+			b.stamp(7, 3, 11)
+			var read kmsg.RecordBatch
+			if err := read.ReadFrom(b.frame[sizePrefix:]); err != nil {
+				t.Fatal(err)
+			}
+			if sum := crc32.Checksum(b.frame[atAttributes:], crc32.MakeTable(crc32.Castagnoli)); uint32(read.CRC) != sum {
+				t.Fatalf("the checksum is %x, not %x", read.CRC, sum)
+			}
+			if read.ProducerID != 7 || read.ProducerEpoch != 3 || read.FirstSequence != 11 || read.NumRecords != int32(count) ||
+				read.LastOffsetDelta != int32(count)-1 || read.FirstTimestamp != milliseconds || read.MaxTimestamp != milliseconds+int64(count)-1 {
+				t.Fatalf("%+v", read)
+			}
+			plain, err := decompressor.Decompress(read.Records, kgo.CompressionCodecType(read.Attributes&7))
+			if err != nil {
+				t.Fatal(err)
+			}
+			reader := kbin.Reader{Src: plain}
+			for i := range int(count) {
+				var record kmsg.Record
+				length := reader.Varint()
+				if err := record.ReadFrom(append(kbin.AppendVarint(nil, length), reader.Span(int(length))...)); err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(record.Key, key) || !bytes.Equal(record.Value, value) || record.OffsetDelta != int32(i) || record.TimestampDelta64 != int64(i) ||
+					len(record.Headers) != 1 || record.Headers[0].Key != name || !bytes.Equal(record.Headers[0].Value, header) {
+					t.Fatalf("record %d is %+v", i, record)
+				}
+			}
+			if len(reader.Src) != 0 {
+				t.Fatalf("%d bytes follow the records", len(reader.Src))
+			}
+		}
+	})
 }
