@@ -25,6 +25,7 @@ const (
 	ReasonNoUser      = "no_user"
 	ReasonNoEvent     = "no_event"
 	ReasonTooLarge    = "too_large"
+	ReasonTooDeep     = "too_deep"
 )
 
 // Message is one message as its consumer gets it.
@@ -113,6 +114,8 @@ func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limi
 
 func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
 	switch {
+	case result.TooDeep:
+		b.addDeadLetter(run, result, index, ReasonTooDeep, limits)
 	case !result.Object:
 		b.addDeadLetter(run, result, index, ReasonNotAnObject, limits)
 	case result.Subject == nil:

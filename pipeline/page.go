@@ -22,6 +22,9 @@ type Result struct {
 	Raw []byte
 	// Object tells whether the result is a JSON object at all.
 	Object bool
+	// TooDeep tells that it is nested deeper than can be read: nothing is known
+	// of it but where it ends.
+	TooDeep bool
 	// Code and Message are JSON string literals, quotes included; nil where
 	// the member is missing or no string.
 	Code, Message []byte

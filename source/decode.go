@@ -34,6 +34,20 @@ func newDecoder(kind pipeline.Kind) *decoder {
 // valid until the next call. The error is errPage where the body is no page,
 // cut short for instance.
 func (d *decoder) decode(body []byte, token string) (*pipeline.Page, error) {
+	page, err := d.decodeBody(body, token)
+	if err == nil {
+		return page, nil
+	}
+	if shallow, deep := withoutDeepResults(body); len(deep) > 0 {
+		if page, err := d.decodeBody(shallow, token); err == nil {
+			restore(page, body, shallow, deep)
+			return page, nil
+		}
+	}
+	return nil, err
+}
+
+func (d *decoder) decodeBody(body []byte, token string) (*pipeline.Page, error) {
 	d.body = body
 	d.buffer = *bytes.NewBuffer(body)
 	d.json.Reset(&d.buffer, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
