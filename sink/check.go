@@ -58,9 +58,13 @@ func (k *Kafka) wouldCreate(ctx context.Context, topic string) error {
 }
 
 func (k *Kafka) mayWrite(ctx context.Context, topic string) error {
-	return explain(k.retry(ctx, "try to write to "+topic, func(ctx context.Context) error {
+	err := k.retry(ctx, "try to write to "+topic, func(ctx context.Context) error {
 		return transaction.Probe(ctx, k.client, transaction.TopicPartition{Topic: topic, Partition: k.layout.partitions[topic][0]})
-	}))
+	})
+	if errors.Is(err, kafka.TopicAuthorizationFailed) {
+		return fmt.Errorf("%w: grant rebound's user the ACL Write on topic %s", err, topic)
+	}
+	return explain(err)
 }
 
 func (k *Kafka) mayRead(ctx context.Context, topic string) error {

@@ -72,7 +72,12 @@ func report(r mend.Report) {
 	for _, code := range slices.Sorted(maps.Keys(r.Codes)) {
 		fmt.Printf("  %-24s %6d failed, %6d mended\n", code, r.Codes[code], r.Mended[code])
 	}
-	for _, f := range r.Left {
+	const named = 20
+	for i, f := range r.Left {
+		if i == named {
+			fmt.Printf("  left: %d more\n", len(r.Left)-named)
+			break
+		}
 		fmt.Printf("  left: %s/%d %s\n", f.JobID, f.Index, f.Code)
 	}
 	if len(r.NewJobs) > 0 {
