@@ -77,6 +77,9 @@ type Kafka struct {
 	orders     orderWriter
 	// publications counts those that are open.
 	publications atomic.Int64
+	// timeout is that of transactions, in nanoseconds; 0 is the usual one. It
+	// grows where a quota or slow brokers make one page take longer.
+	timeout atomic.Int64
 }
 
 // balancer finds a key's partition as Java's producers do.
@@ -161,7 +164,13 @@ func (k *Kafka) Begin(ctx context.Context, jobID string) (pipeline.Publication, 
 		options.TransactionalID = TransactionalID(k.options.Topics.Progress, jobID)
 		options.Partitions = []transaction.TopicPartition{k.partitionOf(k.options.Topics.Progress, []byte(jobID))}
 	}
+	options.Timeout = time.Duration(k.timeout.Load())
 	producer, err := transaction.Open(ctx, k.client, options)
+	if options.Timeout > 0 && errors.Is(err, kafka.InvalidTransactionTimeout) {
+		k.timeout.Store(0)
+		options.Timeout = 0
+		producer, err = transaction.Open(ctx, k.client, options)
+	}
 	if err != nil {
 		return nil, pipeline.Progress{}, k.jobError(jobID, err)
 	}
@@ -190,8 +199,25 @@ func (k *Kafka) nameOf(topic pipeline.Topic) string {
 // the job to the same progress topic has the same one.
 func TransactionalID(progressTopic, jobID string) string { return progressTopic + "/" + jobID }
 
+// maxTimeout is how long a transaction may take at most: for so long it may hold
+// back the readers of its partitions after a crash.
+const maxTimeout = 8 * time.Minute
+
+// lengthen gives the transactions to come twice the time.
+func (k *Kafka) lengthen() {
+	const usual = 30 * time.Second
+	timeout := time.Duration(k.timeout.Load())
+	longer := min(2*max(timeout, usual), maxTimeout)
+	if k.timeout.CompareAndSwap(int64(timeout), int64(longer)) && longer > timeout {
+		k.log.Warn("a transaction was not through in time; the next ones have more: is there a quota, or are the brokers slow?", "timeout", longer.String())
+	}
+}
+
 // jobError words a producer's error in the terms of jobs.
 func (k *Kafka) jobError(jobID string, err error) error {
+	if errors.Is(err, transaction.ErrTimedOut) {
+		k.lengthen()
+	}
 	switch {
 	case errors.Is(err, transaction.ErrFenced):
 		return fmt.Errorf("job %s: %w: it took the job over and goes on from what was committed; leave the job to it (%v)",

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -32,12 +33,17 @@ import (
 	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
 	"golang.org/x/sync/errgroup"
+
+	"rebound/internal/clock"
 )
 
 var (
 	// ErrFenced tells that another producer was opened with the transactional
 	// id. It owns the transaction now; this one is of no more use.
 	ErrFenced = errors.New("fenced by a newer producer with the same transactional id")
+	// ErrTimedOut tells that a transaction was aborted because it was open for
+	// longer than Options.Timeout; errors that wrap it wrap ErrAborted, too.
+	ErrTimedOut = errors.New("the transaction was open for too long")
 	// ErrAborted tells that the current transaction does not count and the
 	// producer is of no more use: open another and begin again from what was
 	// committed. After a failed Commit that is to be read back: the commit may
@@ -80,6 +86,8 @@ type Producer struct {
 	id        int64
 	epoch     int16
 	sequences map[TopicPartition]int32
+	// throttle is how long, in nanoseconds, the brokers want to be left alone.
+	throttle atomic.Int64
 
 	// partitions are those in the current transaction; begun is when its first
 	// one was added.
@@ -186,6 +194,14 @@ func (p *Producer) produce(ctx context.Context, batches []*Batch) error {
 	})
 	if err != nil {
 		return err
+	}
+	// A broker whose quota was exceeded reads nothing from us until then: KIP-219.
+	// A request would wait there, and be taken for one that is not answered.
+	if pause := time.Duration(p.throttle.Swap(0)); pause > 0 {
+		p.log.Debug("the brokers' quota slows the job down", "for", pause.String())
+		if err := clock.Sleep(ctx, pause); err != nil {
+			return err
+		}
 	}
 	for _, b := range batches {
 		// Sequences are 31 bits wide.
@@ -372,7 +388,11 @@ func (p *Producer) sendTo(ctx context.Context, batches []*Batch) (missing []*Bat
 		}
 		return batches, err
 	}
-	for _, topic := range answer.(*produce.Response).Topics {
+	response := answer.(*produce.Response)
+	if pause := int64(time.Duration(response.ThrottleTimeMs) * time.Millisecond); pause > p.throttle.Load() {
+		p.throttle.Store(pause) // another broker's, at the same moment, is about as long
+	}
+	for _, topic := range response.Topics {
 		for _, partition := range topic.Partitions {
 			key := TopicPartition{topic.Topic, int(partition.Partition)}
 			b := byPartition[key]
@@ -476,11 +496,14 @@ func (p *Producer) try(ctx context.Context, step string, do func(context.Context
 	switch verdict, _ := judge(err); verdict {
 	case fenced:
 		if p.timedOut() {
-			return fmt.Errorf("%w: open for longer than %v: %w", ErrAborted, p.options.Timeout, err)
+			return fmt.Errorf("%w: %w, more than %v: %w", ErrAborted, ErrTimedOut, p.options.Timeout, err)
 		}
 		return fmt.Errorf("%w: %w", ErrFenced, err)
 	case restart:
-		if p.transactional() && !p.timedOut() && p.isFenced(ctx) {
+		if p.transactional() && p.timedOut() {
+			return fmt.Errorf("%w: %w, more than %v: %w", ErrAborted, ErrTimedOut, p.options.Timeout, err)
+		}
+		if p.transactional() && p.isFenced(ctx) {
 			return fmt.Errorf("%w: %w", ErrFenced, err)
 		}
 		return fmt.Errorf("%w: %w", ErrAborted, err)
