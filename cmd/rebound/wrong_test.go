@@ -210,7 +210,7 @@ func TestMissingPermissionsAreNamed(t *testing.T) {
 		{"DescribeConfigs", 0, "The ACL DescribeConfigs on the topic allows it"},
 		{"Create", 1, "grant the ACL Create"},
 		{"Write", 1, "Write"},
-		{"Read", 1, "Read on the progress topic"},
+		{"Read", 1, "Read on topic acl.progress"},
 		{"transactional.id", 1, "transactional ids"},
 	} {
 		t.Run("without "+c.missing, func(t *testing.T) {
