@@ -378,16 +378,23 @@ func (v *validation) fields() {
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 
 func (v *validation) topics() {
-	seen := make(map[string]string)
-	for _, topic := range []struct{ variable, name string }{
+	type topic struct{ variable, name string }
+	topics := []topic{
 		{"KAFKA_TOPIC", v.config.KafkaTopic},
 		{"KAFKA_DEAD_LETTER_TOPIC", v.config.KafkaDeadLetterTopic},
 		{"KAFKA_PROGRESS_TOPIC", v.config.KafkaProgressTopic},
 		{"KAFKA_JOBS_TOPIC", v.config.KafkaJobsTopic},
-		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic},
-		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic + ".dead-letter"},
-		{"KAFKA_EVENTS_TOPIC", v.config.KafkaEventsTopic + ".progress"},
-	} {
+	}
+	// A name that was derived, and is too long, must not keep those from working
+	// who import no events.
+	events := v.config.KafkaEventsTopic
+	if derived := events == v.config.KafkaTopic+".events"; !derived || topicName.MatchString(events+".dead-letter") {
+		for _, suffix := range []string{"", ".dead-letter", ".progress"} {
+			topics = append(topics, topic{"KAFKA_EVENTS_TOPIC", events + suffix})
+		}
+	}
+	seen := make(map[string]string)
+	for _, topic := range topics {
 		if !topicName.MatchString(topic.name) || topic.name == "." || topic.name == ".." {
 			v.wrong(topic.variable, "%q is no topic name: up to 249 letters, digits, dots, dashes and underscores", topic.name)
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -277,14 +276,12 @@ func endOfValue(value []byte, begin int) int {
 	return len(value)
 }
 
-// errWithheld tells that nothing can be said about where personal data stands.
-var errWithheld = errors.New("withheld")
-
-// shown returns what may be shown of a result: with its fields hidden, or
-// nothing where its subject is not where the pointers look for it.
-func (f *Fields) shown(kind Kind, result *Result) ([]byte, error) {
+// redact returns what may be shown of a whole result. Where its subject is not
+// where the pointers look for it, nothing tells where personal data stands, and
+// ok is false.
+func (f *Fields) redact(kind Kind, result *Result) (value []byte, ok bool) {
 	if result.Subject == nil {
-		return nil, errWithheld
+		return nil, false
 	}
-	return f.appendShown(nil, result.Raw, f.within(kind)), nil
+	return f.appendShown(nil, result.Raw, f.within(kind)), true
 }

@@ -213,8 +213,8 @@ func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason strin
 	}, run.context...)
 	value := result.Raw
 	if run.form.Fields != nil {
-		var err error
-		if value, err = run.form.Fields.shown(run.form.Kind, result); err != nil {
+		var ok bool
+		if value, ok = run.form.Fields.redact(run.form.Kind, result); !ok {
 			headers = append(headers, Header{"withheld", strconv.AppendInt(nil, int64(len(result.Raw)), 10)})
 		}
 	}

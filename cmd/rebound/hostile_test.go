@@ -63,7 +63,8 @@ func TestHostileResultsStopNothing(t *testing.T) {
 }
 
 // A body that is small on the wire and endless once it is decompressed is given
-// up at 512 MiB, with a reason, and takes no more memory than twice that.
+// up at 512 MiB, with a reason. The buffer doubles on the way there: so it takes
+// up to three times that for a moment.
 func TestAZipBombIsGivenUp(t *testing.T) {
 	if testing.Short() {
 		t.Skip("decompresses half a gigabyte")
@@ -84,7 +85,7 @@ func TestAZipBombIsGivenUp(t *testing.T) {
 	if !strings.Contains(r.stderr, "larger than 512 MiB") {
 		t.Errorf("it says\n%s", r.stderr)
 	}
-	if r.peakRSS > 1100<<20 {
+	if r.peakRSS > 1536<<20 {
 		t.Errorf("%d MiB at the peak", r.peakRSS>>20)
 	}
 	t.Logf("%d MiB at the peak", r.peakRSS>>20)

@@ -132,10 +132,10 @@ func (p program) work(ctx context.Context, c *config.Config, log *slog.Logger, s
 			events.Close()
 		}
 	}()
-	openEvents := func(_ context.Context, createTopics bool) (*fleet.Publisher, error) {
+	openEvents := func(opening context.Context, createTopics bool) (*fleet.Publisher, error) {
 		settings := *c
 		settings.KafkaCreateTopics = c.KafkaCreateTopics && createTopics
-		opened, err := openKafka(ctx, &settings, pipeline.Events, log)
+		opened, err := openKafka(opening, &settings, pipeline.Events, log)
 		if err != nil {
 			return nil, err
 		}
