@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"rebound/internal/simulator"
 )
 
@@ -89,4 +91,37 @@ func TestAZipBombIsGivenUp(t *testing.T) {
 		t.Errorf("%d MiB at the peak", r.peakRSS>>20)
 	}
 	t.Logf("%d MiB at the peak", r.peakRSS>>20)
+}
+
+// How large a message may be is the topic's own setting, not Kafka's default: what
+// is larger comes in parts that the dead letters' topic takes.
+func TestMessagesFitTheTopicsThatThereAre(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	topic := w.env["KAFKA_TOPIC"]
+	admin := kadm.NewClient(w.client())
+	for name, size := range map[string]string{topic: "20000", topic + ".dead-letter": "10000"} {
+		created, err := admin.CreateTopics(t.Context(), 3, -1, map[string]*string{"max.message.bytes": &size}, name)
+		if err != nil || created.Error() != nil {
+			t.Fatal(err, created.Error())
+		}
+	}
+	user := func(size int) string {
+		return `{"message":"m","code":"c","user":{"uid":"u` + fmt.Sprint(size) + `","s":"` + strings.Repeat("x", size) + `"}}`
+	}
+	page := `{"results":[` + user(100) + "," + user(15_000) + "," + user(50_000) + `],"total_records":"3"}`
+	w.env["FULLSTORY_BASE_URL"] = serveBody(t, func(w http.ResponseWriter) { io.WriteString(w, page) })
+	w.run([]string{"run", "job="}, "KAFKA_COMPRESSION=none").must(t, 0)
+	w.run([]string{"verify", "job="}).must(t, 0)
+	if published := w.consume(topic); len(published) != 2 {
+		t.Errorf("%d messages are published", len(published))
+	}
+	parts := w.consume(topic + ".dead-letter")
+	for _, part := range parts {
+		if len(part.value) > 10_000 {
+			t.Errorf("a part has %d bytes", len(part.value))
+		}
+	}
+	if dead := joined(t, parts); len(parts) < 5 || len(dead) != 1 || dead[0].value != user(50_000) {
+		t.Errorf("%d parts, %d dead letters", len(parts), len(dead))
+	}
 }
