@@ -586,7 +586,7 @@ func TestSlowAndGreedyClientsDoNoHarm(t *testing.T) {
 // TestManySmallJobsLeaveNothingBehind carries out very many jobs: neither memory,
 // nor goroutines, nor file descriptors grow with them. REBOUND_SOAK says how many.
 func TestManySmallJobsLeaveNothingBehind(t *testing.T) {
-	n := 3000
+	n := 1500
 	if testing.Short() {
 		n = 500
 	}
