@@ -39,7 +39,7 @@ func (e *Error) hint() string {
 	case http.StatusForbidden:
 		return "the API key needs the permission to read import jobs: use one of an admin or architect (FULLSTORY_API_KEY)"
 	case http.StatusNotFound:
-		return "check the job id, and that FULLSTORY_BASE_URL is the data centre it was created in; old jobs expire"
+		return "check the job id, its kind (users or events), and that FULLSTORY_BASE_URL is the data centre it was created in; old jobs expire"
 	case http.StatusBadRequest:
 		return "check the job id"
 	default:

@@ -74,3 +74,29 @@ func TestServeTakesBothKinds(t *testing.T) {
 	// Another instance knows the topics of events from the start.
 	w.serve().awaitState(20*time.Second, "same=?kind=events", 1, "done")
 }
+
+// Where the topics of events are not there and may not be made, their jobs wait
+// for them, and hold up no others.
+func TestJobsOfEventsWaitForTheirTopics(t *testing.T) {
+	w := newWorld(t, simulator.Options{})
+	w.conjure("users=", 50, 10)
+	w.conjure("more=", 50, 10)
+	w.api.Conjure(simulator.Conjured{Kind: simulator.Events, ID: "ev=", Failures: 70, PageSize: 10})
+	w.api.Conjure(simulator.Conjured{Kind: simulator.Events, ID: "none=", Failures: 0})
+	i := w.serve()
+	i.submit(false, "users=")
+	i.awaitState(20*time.Second, "users=", 1, "done") // the topics of users are there
+	i.terminate()
+
+	i = w.serve("KAFKA_CREATE_TOPICS=false")
+	w.order(`{"job_id":"ev=","kind":"events"}`)
+	i.awaitState(20*time.Second, "ev=?kind=events", 0, "parked")
+	if _, body, _ := i.call("GET", "/jobs/ev=?kind=events", ""); !strings.Contains(body, "no topic "+w.events()) {
+		t.Errorf("it waits for %s", body)
+	}
+	i.submit(false, "more=")
+	i.awaitState(20*time.Second, "more=", 1, "done")
+	w.run([]string{"run", "--kind", "events", "none="}).must(t, 0) // makes the topics
+	i.awaitState(30*time.Second, "ev=?kind=events", 1, "done")
+	w.mustBePublishedOf(simulator.Events, w.events(), "ev=", 70, 1)
+}
