@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,7 +72,27 @@ func TestMessagesAreAsTheSchemasSay(t *testing.T) {
 	w.run([]string{"run", "--replay", "short="}).must(t, 0)
 	w.run([]string{"run", "--kind", "events", "events/+="}).must(t, 0)
 	w.run([]string{"run", "less=", "nobody="}).must(t, 1)
+
+	// As many dead letters, and as many progress records where commits are cheap.
+	null := serveBody(t, func(w http.ResponseWriter) {
+		fmt.Fprintf(w, `{"results":[null%s],"total_records":%d}`, strings.Repeat(",null", int(n)-1), n)
+	})
+	w.run([]string{"run", "null="}, "FULLSTORY_BASE_URL="+null).must(t, 0)
+	commits := n
+	if w.cluster == nil {
+		commits = 200
+	}
+	w.conjure("commits=", commits, 1)
+	w.run([]string{"run", "commits="}, "COMMIT_INTERVAL=0s").must(t, 0)
 	i := w.serve()
+	many := make([]string, n)
+	for i := range many {
+		many[i] = fmt.Sprintf("ordered/%d+=", i)
+	}
+	i.submit(false, many...)
+	i.kill() // they need not be carried out
+	w.env["KAFKA_JOBS_TOPIC"] = w.env["KAFKA_TOPIC"] + ".few"
+	i = w.serve("KAFKA_GROUP_ID=" + w.env["KAFKA_JOBS_TOPIC"])
 	i.submit(true, "short=")
 	i.submit(false, "users/+=")
 	i.call("POST", "/jobs", `{"job_ids":["events/+="],"kind":"events"}`)
@@ -89,11 +110,12 @@ func TestMessagesAreAsTheSchemasSay(t *testing.T) {
 	}{
 		{topic, "failed-user.v1", "failed-user.v1.headers", n * 95 / 100},
 		{w.events(), "failed-event.v1", "failed-event.v1.headers", n * 95 / 100},
-		{topic + ".dead-letter", "", "dead-letter.v1.headers", 1},
+		{topic + ".dead-letter", "", "dead-letter.v1.headers", n},
 		{w.events() + ".dead-letter", "", "dead-letter.v1.headers", 1},
-		{topic + ".progress", "progress.v1", "", 6},
+		{topic + ".progress", "progress.v1", "", commits * 95 / 100},
 		{w.events() + ".progress", "progress.v1", "", 1},
-		{topic + ".jobs", "order.v1", "", 3},
+		{topic + ".jobs", "order.v1", "", n},
+		{topic + ".few", "order.v1", "", 3},
 	} {
 		t.Run(c.topic[strings.LastIndexByte(topic, '-')+2:], func(t *testing.T) {
 			var value, headers *jsonschema.Schema

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -187,7 +188,8 @@ func (i *instance) awaitState(patience time.Duration, id string, run int, state 
 // order writes values to the jobs topic, as a producer that is not ours.
 func (w *world) order(values ...string) {
 	w.t.Helper()
-	client := w.client(kgo.DefaultProduceTopic(w.env["KAFKA_TOPIC"]+".jobs"), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	topic := cmp.Or(w.env["KAFKA_JOBS_TOPIC"], w.env["KAFKA_TOPIC"]+".jobs")
+	client := w.client(kgo.DefaultProduceTopic(topic), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
 	for _, value := range values {
 		if err := client.ProduceSync(w.t.Context(), &kgo.Record{Value: []byte(value)}).FirstErr(); err != nil {
 			w.t.Fatal(err)
