@@ -195,7 +195,8 @@ func (s *Server) listJobs(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"counts": s.Fleet.Counts(), "jobs": jobs[:min(len(jobs), maxListed)]})
 }
 
-// showJob answers with one job.
+// showJob answers with one job, of the kind that the query names or else of
+// users, if there is one, or of events.
 func (s *Server) showJob(w http.ResponseWriter, r *http.Request, escaped string) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", http.MethodGet)
@@ -206,30 +207,35 @@ func (s *Server) showJob(w http.ResponseWriter, r *http.Request, escaped string)
 	if err == nil {
 		err = pipeline.CheckJobID(id)
 	}
-	kind := pipeline.Users
+	kinds := []pipeline.Kind{pipeline.Users, pipeline.Events}
 	if query := r.URL.Query(); err == nil && query.Has("kind") {
-		kind, err = pipeline.ParseKind(query.Get("kind"))
+		kinds = kinds[:1]
+		kinds[0], err = pipeline.ParseKind(query.Get("kind"))
 	}
 	if err != nil {
 		problem(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	if j, ok := s.board.here(pipeline.JobKey{Kind: kind, ID: id}); ok {
-		writeJSON(w, http.StatusOK, j)
-		return
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
-	progress, err := s.Fleet.Progress(ctx, pipeline.JobKey{Kind: kind, ID: id})
-	switch {
-	case err != nil:
-		w.Header().Set("Retry-After", "5")
-		problem(w, http.StatusServiceUnavailable, err.Error())
-	case progress.JobID == "":
-		problem(w, http.StatusNotFound, fmt.Sprintf("nothing is known of job %q: it was not submitted, or waits in another instance for its first page", id))
-	default:
-		writeJSON(w, http.StatusOK, jobOf(progress))
+	for _, kind := range kinds {
+		key := pipeline.JobKey{Kind: kind, ID: id}
+		if j, ok := s.board.here(key); ok {
+			writeJSON(w, http.StatusOK, j)
+			return
+		}
+		progress, err := s.Fleet.Progress(ctx, key)
+		if err != nil {
+			w.Header().Set("Retry-After", "5")
+			problem(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		if progress.JobID != "" {
+			writeJSON(w, http.StatusOK, jobOf(progress))
+			return
+		}
 	}
+	problem(w, http.StatusNotFound, fmt.Sprintf("nothing is known of job %q: it was not submitted, or waits in another instance for its first page", id))
 }
 
 // problem answers with an error: RFC 9457.
