@@ -84,18 +84,24 @@ func (m *Mender) Run(ctx context.Context, client *kgo.Client, ids ...string) err
 		if err != nil {
 			return err
 		}
-		for id, j := range m.jobs {
-			if j.published != len(j.failures) || len(ids) > 0 && !wanted[id] {
-				continue
-			}
-			made, err := m.mend(ctx, id, j)
-			if err != nil {
-				return err
-			}
-			delete(m.jobs, id)
-			delete(wanted, id)
-			for _, id := range made {
-				wanted[id] = true
+		// What one job was mended to may have been read already: then nothing more
+		// comes that would tell of it.
+		for more := true; more; {
+			more = false
+			for id, j := range m.jobs {
+				if j.published != len(j.failures) || len(ids) > 0 && !wanted[id] {
+					continue
+				}
+				made, err := m.mend(ctx, id, j)
+				if err != nil {
+					return err
+				}
+				more = true
+				delete(m.jobs, id)
+				delete(wanted, id)
+				for _, id := range made {
+					wanted[id] = true
+				}
 			}
 		}
 		if len(m.jobs) == 0 {
