@@ -106,13 +106,13 @@ func (b *Batch) Transform(run Run, page *Page, from int, index, skip int64, limi
 	b.headers = slices.Grow(b.headers, (next-from)*run.headers)
 	for i := from; i < next; i++ {
 		if at := index + int64(i); at >= skip {
-			b.add(run, &page.Results[i], at, limits)
+			b.add(&run, &page.Results[i], at, limits)
 		}
 	}
 	return next
 }
 
-func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
+func (b *Batch) add(run *Run, result *Result, index int64, limits Limits) {
 	switch {
 	case result.TooDeep:
 		b.addDeadLetter(run, result, index, ReasonTooDeep, limits)
@@ -129,7 +129,7 @@ func (b *Batch) add(run Run, result *Result, index int64, limits Limits) {
 
 // addFailure reports false, and adds nothing, where the message is larger than
 // its topic takes.
-func (b *Batch) addFailure(run Run, result *Result, index int64, limits Limits) bool {
+func (b *Batch) addFailure(run *Run, result *Result, index int64, limits Limits) bool {
 	messages, headers, room := len(b.Messages), len(b.headers), len(b.bytes)
 
 	key := run.key
@@ -191,7 +191,7 @@ var contentType = []byte("application/json")
 
 // appendMember appends the value of a result's member, in its normal form and
 // without what the run hides in it.
-func (b *Batch) appendMember(run Run, name string, value []byte) {
+func (b *Batch) appendMember(run *Run, name string, value []byte) {
 	if run.form.Fields == nil {
 		b.bytes = appendCompact(b.bytes, value)
 		return
@@ -202,7 +202,7 @@ func (b *Batch) appendMember(run Run, name string, value []byte) {
 
 // addDeadLetter adds the result as received, in parts where it is larger than
 // the topic takes.
-func (b *Batch) addDeadLetter(run Run, result *Result, index int64, reason string, limits Limits) {
+func (b *Batch) addDeadLetter(run *Run, result *Result, index int64, reason string, limits Limits) {
 	b.DeadLetters++
 	b.reasons.add([]byte(reason))
 	headers := append([]Header{
@@ -250,7 +250,7 @@ func (m Message) Split(limit int) iter.Seq[Message] {
 }
 
 // id returns the failure's id, {job_id}/{index}, the same in every run.
-func (b *Batch) id(run Run, index int64) []byte {
+func (b *Batch) id(run *Run, index int64) []byte {
 	start := len(b.bytes)
 	b.bytes = append(b.bytes, run.job...)
 	b.bytes = append(b.bytes, '/')
