@@ -53,8 +53,8 @@ func (k Kind) Subject() string {
 // Schema names the form of a failure's value, in the header schema.
 func (k Kind) Schema() string { return "rebound.failed-" + k.Subject() + ".v1" }
 
-// log returns a logger that says the kind where it is not the usual one.
-func (k Kind) log(log *slog.Logger) *slog.Logger {
+// Logger returns a logger that says the kind where it is not the usual one.
+func (k Kind) Logger(log *slog.Logger) *slog.Logger {
 	if k == Users {
 		return log
 	}

@@ -120,7 +120,7 @@ func (r *Runner) Run(ctx context.Context, order Order) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	job := &job{Runner: r, id: order.JobID, log: r.Form.Kind.log(r.logger()).With("job", order.JobID), publication: publication, committed: committed}
+	job := &job{Runner: r, id: order.JobID, log: r.Form.Kind.Logger(r.logger()).With("job", order.JobID), publication: publication, committed: committed}
 	defer func() { job.publication.Close(sinkCtx) }()
 
 	replay := order.Replay && !committed.Replays.has(order.Place)

@@ -176,14 +176,16 @@ func ExampleBatch_Transform() {
 	// Output: abd123= {"job_id":"abd123=","index":0,"code":"required_field","message":"uid is required","user":{"email":"ada@example.com"}}
 }
 
-func BenchmarkTransform(b *testing.B) {
+func BenchmarkTransform(b *testing.B) { benchmarkTransform(b, pipeline.Form{}) }
+
+func benchmarkTransform(b *testing.B, form pipeline.Form) {
 	page := &pipeline.Page{}
 	for range 1000 {
 		page.Results = append(page.Results, result(`"required_field"`, `"uid is required"`,
 			`{"uid":"user-1","email":"a@example.com","properties":{"note":"`+strings.Repeat("lorem ipsum ", 35)+`"}}`, `"user-1"`))
 	}
 	var batch pipeline.Batch
-	run := pipeline.NewRun(pipeline.Form{}, "job", 1)
+	run := pipeline.NewRun(form, "job", 1)
 	b.ReportAllocs()
 	for b.Loop() {
 		for from := 0; from < len(page.Results); {

@@ -61,10 +61,7 @@ func (k *Kafka) mayWrite(ctx context.Context, topic string) error {
 	err := k.retry(ctx, "try to write to "+topic, func(ctx context.Context) error {
 		return transaction.Probe(ctx, k.client, transaction.TopicPartition{Topic: topic, Partition: k.layout.partitions[topic][0]})
 	})
-	if errors.Is(err, kafka.TopicAuthorizationFailed) {
-		return fmt.Errorf("%w: grant rebound's user the ACL Write on topic %s", err, topic)
-	}
-	return explain(err)
+	return topicError("Write", topic, err)
 }
 
 func (k *Kafka) mayRead(ctx context.Context, topic string) error {

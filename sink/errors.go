@@ -41,9 +41,12 @@ func explain(err error) error {
 }
 
 // readError is explain for reading a topic.
-func readError(topic string, err error) error {
+func readError(topic string, err error) error { return topicError("Read", topic, err) }
+
+// topicError is explain for an operation on one topic, whose ACL it names.
+func topicError(operation, topic string, err error) error {
 	if errors.Is(err, kafka.TopicAuthorizationFailed) {
-		return fmt.Errorf("%w: grant rebound's user the ACL Read on topic %s", err, topic)
+		return fmt.Errorf("%w: grant rebound's user the ACL %s on topic %s", err, operation, topic)
 	}
 	return explain(err)
 }

@@ -205,9 +205,8 @@ const maxTimeout = 8 * time.Minute
 
 // lengthen gives the transactions to come twice the time.
 func (k *Kafka) lengthen() {
-	const usual = 30 * time.Second
 	timeout := time.Duration(k.timeout.Load())
-	longer := min(2*max(timeout, usual), maxTimeout)
+	longer := min(2*max(timeout, transaction.DefaultTimeout), maxTimeout)
 	if k.timeout.CompareAndSwap(int64(timeout), int64(longer)) && longer > timeout {
 		k.log.Warn("a transaction was not through in time; the next ones have more: is there a quota, or are the brokers slow?", "timeout", longer.String())
 	}
@@ -215,9 +214,6 @@ func (k *Kafka) lengthen() {
 
 // jobError words a producer's error in the terms of jobs.
 func (k *Kafka) jobError(jobID string, err error) error {
-	if errors.Is(err, transaction.ErrTimedOut) {
-		k.lengthen()
-	}
 	switch {
 	case errors.Is(err, transaction.ErrFenced):
 		return fmt.Errorf("job %s: %w: it took the job over and goes on from what was committed; leave the job to it (%v)",

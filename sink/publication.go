@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -154,13 +155,22 @@ func (p *publication) await() error {
 	err := <-p.sent
 	p.sent = nil
 	if err != nil {
-		return p.kafka.jobError(p.jobID, err)
+		return p.failed(err)
 	}
 	for _, batch := range p.sending.filled {
 		p.written.add(batch)
 	}
 	p.sending.reset()
 	return nil
+}
+
+// failed words the producer's error, and gives transactions more time where they
+// had too little.
+func (p *publication) failed(err error) error {
+	if errors.Is(err, transaction.ErrTimedOut) {
+		p.kafka.lengthen()
+	}
+	return p.kafka.jobError(p.jobID, err)
 }
 
 // Commit produces what has gathered and the progress, in this order, and
@@ -180,10 +190,10 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 	batch := &transaction.Batch{TopicPartition: p.kafka.partitionOf(p.kafka.options.Topics.Progress, key)}
 	batch.Append(&transaction.Record{Key: key, Value: value, Time: time.Now()})
 	if err := p.producer.Produce(ctx, batch); err != nil {
-		return p.kafka.jobError(p.jobID, err)
+		return p.failed(err)
 	}
 	if err := p.producer.Commit(ctx); err != nil {
-		return p.kafka.jobError(p.jobID, err)
+		return p.failed(err)
 	}
 	return nil
 }

@@ -48,11 +48,11 @@ func withoutDeepResults(body []byte) (shallow []byte, deep []span) {
 	}
 	shallow = bytes.Clone(body)
 	for _, s := range deep {
-		clear := shallow[s.begin:s.end]
-		for i := range clear {
-			clear[i] = ' '
+		result := shallow[s.begin:s.end]
+		for i := range result {
+			result[i] = ' '
 		}
-		copy(clear, "null")
+		copy(result, "null")
 	}
 	return shallow, deep
 }

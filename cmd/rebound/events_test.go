@@ -40,7 +40,7 @@ func TestAJobOfEventsGoesOnWhereItWasKilled(t *testing.T) {
 		if err := command.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(150+60*kill) * time.Millisecond)
+		await(t, 30*time.Second, "pages asked for", func() bool { return len(w.api.Arrivals()) >= 40*(kill+1) })
 		command.Process.Signal(syscall.SIGKILL)
 		command.Wait()
 	}

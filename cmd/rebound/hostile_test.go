@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -16,9 +15,7 @@ import (
 
 // serveBody answers every request with a body.
 func serveBody(t *testing.T, write func(w http.ResponseWriter)) string {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { write(w) }))
-	t.Cleanup(server.Close)
-	return server.URL
+	return serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { write(w) }))
 }
 
 // Whatever a result is, it and its neighbours are published or dead-lettered.

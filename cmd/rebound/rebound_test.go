@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -57,7 +58,7 @@ var worlds atomic.Int64
 func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *world {
 	t.Helper()
 	w := &world{t: t, api: simulator.New(options)}
-	url := serveSimulator(t, w.api)
+	url := serveHandler(t, w.api)
 	brokers := os.Getenv("KAFKA_BROKERS")
 	if brokers == "" || len(kafka) > 0 {
 		w.cluster = embedded(t, kafka...)
@@ -76,9 +77,9 @@ func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *worl
 	return w
 }
 
-// serveSimulator returns the URL of an API.
-func serveSimulator(t *testing.T, api *simulator.Simulator) string {
-	server := httptest.NewServer(api)
+// serveHandler returns the URL of a server.
+func serveHandler(t *testing.T, handler http.Handler) string {
+	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	return server.URL
 }

@@ -242,7 +242,7 @@ func (b *lockedDown) try(t *testing.T, c locked) (row [3]string) {
 		garbage = 0 // a user of 4 MB would take minutes
 	}
 	w := &world{t: t, api: simulator.New(simulator.Options{Faults: simulator.Faults{simulator.Garbage: garbage}})}
-	url := serveSimulator(t, w.api)
+	url := serveHandler(t, w.api)
 	topic := fmt.Sprintf("locked-%d", worlds.Add(1))
 	w.conjure("job=", 2000, 100)
 	w.env = map[string]string{

@@ -358,7 +358,7 @@ func (f *Fleet) run(ctx context.Context, d sink.Delivery) (pipeline.Outcome, err
 
 // ended lets the offset move past an order.
 func (f *Fleet) ended(e Ended) {
-	log := f.Log.With("job", e.Order.JobID, "kind", e.Order.Kind.String(), "run", e.Progress.Run)
+	log := e.Order.Kind.Logger(f.Log).With("job", e.Order.JobID, "run", e.Progress.Run)
 	counts := e.Progress.Counts()
 	switch {
 	case e.Err != nil:

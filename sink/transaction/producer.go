@@ -51,6 +51,10 @@ var (
 	ErrAborted = errors.New("the transaction is lost")
 )
 
+// DefaultTimeout is how long a transaction may be open unless the options say
+// otherwise: for so long it holds back readers after a crash.
+const DefaultTimeout = 30 * time.Second
+
 // Options says how a producer works.
 type Options struct {
 	// TransactionalID makes the producer transactional; empty makes it
@@ -60,7 +64,7 @@ type Options struct {
 	// those that every transaction writes to in the end saves a request.
 	Partitions []TopicPartition
 	// Timeout is how long a transaction may be open before the brokers abort
-	// it; 0 means 30 s. It must not be more than the brokers'
+	// it; 0 means [DefaultTimeout]. It must not be more than the brokers'
 	// transaction.max.timeout.ms (15 min by default).
 	Timeout time.Duration
 	// RetryTimeout is how long one step may keep failing in a way that is worth
@@ -104,7 +108,7 @@ type Producer struct {
 // no earlier producer can add to them.
 func Open(ctx context.Context, client *kafka.Client, options Options) (*Producer, error) {
 	if options.Timeout == 0 {
-		options.Timeout = 30 * time.Second
+		options.Timeout = DefaultTimeout
 	}
 	if options.RequestTimeout == 0 {
 		options.RequestTimeout = 15 * time.Second
