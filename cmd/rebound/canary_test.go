@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -133,6 +134,79 @@ func TestNoSecretAndNoUserIsEverShown(t *testing.T) {
 		t.Error("no spans came")
 	}
 	mustNotSing(t, "the traces", spans.String())
+}
+
+// panicking builds a rebound that has a mistake in it: where it makes the message
+// of the failure at the position, it reaches beyond a slice.
+func panicking(t *testing.T, position int) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds a program of its own")
+	}
+	directory := t.TempDir()
+	original, err := filepath.Abs("../../pipeline/message.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const made = "\tb.Messages = append(b.Messages, message)\n"
+	if strings.Count(string(text), made) != 1 {
+		t.Fatalf("%s is no longer written as this test expects", original)
+	}
+	mistake := fmt.Sprintf("\tif index == %d {\n\t\t_ = value[len(value)+len(key):][0]\n\t}\n", position)
+	mistaken, overlay, program := filepath.Join(directory, "message.go"), filepath.Join(directory, "overlay.json"), filepath.Join(directory, "rebound")
+	replace, _ := json.Marshal(map[string]any{"Replace": map[string]string{original: mistaken}})
+	os.WriteFile(mistaken, []byte(strings.Replace(string(text), made, mistake+made, 1)), 0o600)
+	os.WriteFile(overlay, replace, 0o600)
+	if output, err := exec.Command("go", "build", "-overlay", overlay, "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return program
+}
+
+// A mistake of ours that panics with a user in hand shows nothing of the user
+// either, and costs nothing: the next run goes on where the last commit is.
+func TestAPanicShowsNoUserAndLosesNone(t *testing.T) {
+	mistaken := panicking(t, 250)
+	for _, how := range []string{"run", "serve"} {
+		t.Run(how, func(t *testing.T) {
+			w := newWorld(t, simulator.Options{PageSize: 20, APIKey: canarySecrets["FULLSTORY_API_KEY"]})
+			for name, value := range canarySecrets {
+				w.env[name] = value
+			}
+			w.env["LOG_LEVEL"], w.env["GOTRACEBACK"] = "debug", "crash"
+			job := postCanaries(t, w, 400)
+
+			right := w.program
+			w.program = mistaken
+			var log string
+			if how == "run" {
+				r := w.run([]string{"run", job})
+				log = r.stdout + r.stderr
+			} else {
+				i := w.serve()
+				i.call("POST", "/jobs", `{"job_ids":["`+job+`"]}`, "Authorization", "Bearer "+canarySecrets["HTTP_TOKEN"])
+				await(t, 30*time.Second, "the panic\n"+i.log.String(), func() bool { return strings.Contains(i.log.String(), "panic: ") })
+				<-i.ended
+				i.ended <- nil
+				log = i.log.String()
+			}
+			if !strings.Contains(log, "panic: runtime error: slice bounds out of range") || !strings.Contains(log, "pipeline.(*Batch).addFailure") {
+				t.Fatalf("it did not panic where it should:\n%s", log)
+			}
+			mustNotSing(t, "the log of a panic", log)
+
+			w.program = right
+			w.run([]string{"run", job}).must(t, 0)
+			w.run([]string{"verify", job}).must(t, 0)
+			if n := len(w.consume(w.env["KAFKA_TOPIC"])); n != 400 {
+				t.Errorf("%d messages, want 400", n)
+			}
+		})
+	}
 }
 
 // A crash leaves no file with the process's memory behind.
