@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -38,8 +39,8 @@ const (
 const HashPrefix = "hmac-sha256:"
 
 // NewFields returns what drops and hashes the members that JSON pointers
-// (RFC 6901) into a user name; * stands for every member of an object and every
-// element of an array. In events they point into event and shared, and into the
+// (RFC 6901) into a user name; besides, * stands for every member of an object and
+// every element of an array. In events they point into event and shared, and into the
 // user that either has. It returns nil where there are no pointers.
 func NewFields(drop, hash []string, key []byte) (*Fields, error) {
 	if len(drop)+len(hash) == 0 {
@@ -125,6 +126,8 @@ func (s fieldSet) deeper() bool {
 	return false
 }
 
+// member returns the fields that an object's member, or an array's element by
+// its position, belongs to.
 func (s fieldSet) member(name string) (next fieldSet) {
 	for _, f := range s {
 		if m := f.members[name]; m != nil {
@@ -172,11 +175,14 @@ func (f *Fields) appendUID(dst []byte, kind Kind, literal []byte) []byte {
 }
 
 // appendHash appends the hash of a JSON value: of a string's text, of anything
-// else as it is written.
+// else as failures have it, without insignificant white space.
 func (f *Fields) appendHash(dst, value []byte) []byte {
 	text := value
-	if value[0] == '"' {
+	switch value[0] {
+	case '"':
 		text = unquote(value)
+	case '{', '[':
+		text = appendCompact(nil, value)
 	}
 	hash := hmac.New(sha256.New, f.key)
 	hash.Write(text)
@@ -199,16 +205,16 @@ func (f *Fields) appendShown(dst, value []byte, fields fieldSet) []byte {
 	object := value[0] == '{'
 	dst = append(dst, value[0])
 	first := true
-	for at := skipSpace(value, 1); value[at] != '}' && value[at] != ']'; {
+	for at, i := skipSpace(value, 1), 0; value[at] != '}' && value[at] != ']'; i++ {
 		var name []byte
-		next := fields
+		var next fieldSet
 		if object {
 			end := endOfValue(value, at)
 			name = value[at:end]
 			next = fields.member(string(unquote(name)))
 			at = skipSpace(value, skipSpace(value, end)+1) // past the colon
 		} else {
-			next = fields.element()
+			next = fields.member(strconv.Itoa(i))
 		}
 		end := endOfValue(value, at)
 		if drop := next.hidden() == dropped; !drop || !object {
@@ -230,17 +236,6 @@ func (f *Fields) appendShown(dst, value []byte, fields fieldSet) []byte {
 		}
 	}
 	return append(dst, value[len(value)-1])
-}
-
-// element returns the fields in an array's elements. Pointers name them by *
-// only: positions are no names.
-func (s fieldSet) element() (next fieldSet) {
-	for _, f := range s {
-		if f.any != nil {
-			next = append(next, f.any)
-		}
-	}
-	return next
 }
 
 func skipSpace(value []byte, at int) int {

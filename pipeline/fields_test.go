@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -47,6 +48,7 @@ func TestFieldsAreHidden(t *testing.T) {
 		{"any member, and one more", "/p/*", "/p/a/b", `{"p":{"a":{"b":1},"c":2}}`, `{"p":{}}`, "job"},
 		{"elements of an array keep their places", "/list/*/a", "", `{"list":[{"a":1},2,{"a":3,"b":4}]}`, `{"list":[{},2,{"b":4}]}`, "job"},
 		{"whole elements become null", "/list/*", "", `{"list":[1,[2],{"a":3}]}`, `{"list":[null,null,null]}`, "job"},
+		{"an element by its position", "/list/1 /list/2/a", "/list/0", `{"list":["x",2,{"a":3},4]}`, `{"list":["` + hash("x") + `",null,{},4]}`, "job"},
 		{"a name that stands twice is hidden twice", "/a", "", `{"a":1,"b":2,"a":3}`, `{"b":2}`, "job"},
 		{"a name in escapes", "/email", "", `{"\u0065mail":1,"b":2}`, `{"b":2}`, "job"},
 		{"a name with a slash and a tilde", "/a~1b/c~0d", "", `{"a/b":{"c~d":1,"e":2}}`, `{"a/b":{"e":2}}`, "job"},
@@ -83,12 +85,15 @@ func TestDeadLettersHideFields(t *testing.T) {
 		{"too large: the fields are hidden in it, what has none is as received", `{"code":[ 1 ],"user":{"n":1,"x":"` + large + `"}}`,
 			pipeline.Result{Object: true, Subject: []byte(`{"email":"secret","n":1,"x":"` + large + `"}`),
 				Raw: []byte(`{ "code": [ 1 ], "user": {"email":"secret", "n" : 1, "x":"` + large + `"}}`)}},
+		{"the hash of an object is that of a failure, which has no white space", `{"user":{"home":"` + hash(`{"street":1}`) + `","x":"` + large + `"}}`,
+			pipeline.Result{Object: true, Subject: []byte(`{"home":{"street":1},"x":"` + large + `"}`),
+				Raw: []byte(`{"user":{"home":{ "street" : 1 },"x":"` + large + `"}}`)}},
 		{"no user: nothing is shown", "", pipeline.Result{Object: true, Raw: []byte(`{"usr":{"email":"secret"}}`)}},
 		{"no object: nothing is shown", "", pipeline.Result{Raw: []byte(`["secret"]`)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var batch pipeline.Batch
-			run := pipeline.NewRun(pipeline.Form{Fields: hiding(t, "/email", "")}, "job", 1)
+			run := pipeline.NewRun(pipeline.Form{Fields: hiding(t, "/email", "/home")}, "job", 1)
 			batch.Transform(run, &pipeline.Page{Results: []pipeline.Result{c.result}}, 0, 0, 0, pipeline.Limits{Failure: 1000, DeadLetter: 1 << 20})
 			if m := batch.Messages[0]; m.Topic != pipeline.DeadLetters || string(m.Value) != c.value {
 				t.Errorf("%d: %.200s", m.Topic, m.Value)
@@ -108,8 +113,9 @@ func TestDeadLettersHideFields(t *testing.T) {
 
 // FuzzFields compares what is left of a user with what encoding/json leaves.
 func FuzzFields(f *testing.F) {
-	for _, user := range []string{`{"email":"a","b":{"email":1}}`, `{"a":[{"email":1},{"c":2}],"email":null}`, `{"b":{"c":{"d":[1,{"d":2}]}}}`, `{"*":{"email":"x"}}`, `{"":{"":1}}`} {
+	for _, user := range []string{`{"email":"a","b":{"email":1}}`, `{"a":[{"email":1},{"c":2}],"email":null}`, `{"b":{"c":{"d":[1,{"d":2}]}}}`, `{"*":{"email":"x"}}`, `{"":{"":1}}`, `{"a":[[1],{"1":2},3]}`} {
 		f.Add(user, "/email", "/b/*/d", "/a/*")
+		f.Add(user, "/a/0", "/b/c/d/1/d", "/a/1")
 	}
 	f.Fuzz(func(t *testing.T, user, drop1, drop2, hash1 string) {
 		var model any
@@ -171,10 +177,10 @@ func hideModel(value any, path []string, hide func(parent map[string]any, name s
 			}
 		}
 	case []any:
-		if path[0] != "*" {
-			return
-		}
 		for i := range value {
+			if path[0] != "*" && path[0] != strconv.Itoa(i) {
+				continue
+			}
 			if len(path) > 1 {
 				hideModel(value[i], path[1:], hide)
 				continue
