@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/term"
 
 	"rebound/pipeline"
 )
@@ -22,16 +25,24 @@ type display struct {
 	first   map[string]int64 // position at which this process took a job up
 	handled int64            // results of jobs that have ended, by this process
 	ended   int
-	began   time.Time
+	samples []sample // of the last paceWindow, one for each time that the status was asked for
 
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-// How often progress is shown.
+// sample is how many records were handled at a moment.
+type sample struct {
+	at      time.Time
+	records int64
+}
+
+// How often progress is shown, and over which time the pace is taken: jobs that
+// FullStory still processes make the time before the first page say nothing of it.
 const (
 	lineInterval = 200 * time.Millisecond
 	logInterval  = 10 * time.Second
+	paceWindow   = 30 * time.Second
 )
 
 func newDisplay(w io.Writer, jobs int) *display {
@@ -50,7 +61,7 @@ func (d *display) writer() io.Writer { return d.line }
 func (d *display) start(ctx context.Context, log *slog.Logger) {
 	ctx, d.cancel = context.WithCancel(ctx)
 	d.done = make(chan struct{})
-	d.began = time.Now()
+	d.samples = []sample{{time.Now(), 0}}
 	onTerminal := isTerminal(d.line)
 	interval := logInterval
 	if onTerminal {
@@ -71,7 +82,7 @@ func (d *display) start(ctx context.Context, log *slog.Logger) {
 				d.line.set(s.String())
 			} else {
 				log.Info("progress", "records", s.records, "total", s.of, "percent", s.percent(),
-					"records_per_second", int64(s.rate), "left", s.left().String(), "jobs_ended", s.ended, "jobs", s.jobs)
+					"records_per_second", int64(s.rate), "left", s.left(), "jobs_ended", s.ended, "jobs", s.jobs)
 			}
 		}
 	}()
@@ -121,8 +132,14 @@ func (d *display) status() moment {
 		s.records += p.Position() - d.first[id]
 		s.of += max(p.TotalRecords, p.Position()) - d.first[id]
 	}
-	if elapsed := time.Since(d.began).Seconds(); elapsed > 0 {
-		s.rate = float64(s.records) / elapsed
+	now := time.Now()
+	d.samples = append(d.samples, sample{now, s.records})
+	for len(d.samples) > 2 && now.Sub(d.samples[1].at) >= paceWindow {
+		d.samples = d.samples[1:]
+	}
+	oldest := d.samples[0]
+	if elapsed := now.Sub(oldest.at).Seconds(); elapsed > 0 {
+		s.rate = float64(s.records-oldest.records) / elapsed
 	}
 	return s
 }
@@ -134,17 +151,21 @@ func (s moment) percent() int {
 	return int(100 * s.records / s.of)
 }
 
-func (s moment) left() time.Duration {
+// left says how long the rest takes at this pace.
+func (s moment) left() string {
 	if s.rate < 1 {
-		return 0
+		return "unknown"
 	}
-	return time.Duration(float64(s.of-s.records) / s.rate * float64(time.Second)).Round(time.Second)
+	return time.Duration(float64(s.of-s.records) / s.rate * float64(time.Second)).Round(time.Second).String()
 }
 
 func (s moment) String() string {
-	line := fmt.Sprintf("%d of %d records (%d %%), %.0f/s, %v left", s.records, s.of, s.percent(), s.rate, s.left())
-	if s.of == 0 {
+	line := fmt.Sprintf("%d of %d records (%d %%), %.0f/s", s.records, s.of, s.percent(), s.rate)
+	switch {
+	case s.of == 0:
 		line = "waiting for the first page"
+	case s.rate >= 1:
+		line += ", " + s.left() + " left"
 	}
 	if s.jobs > 1 {
 		line += fmt.Sprintf("; %d of %d jobs ended", s.ended, s.jobs)
@@ -179,6 +200,12 @@ func (l *statusLine) Write(p []byte) (int, error) {
 func (l *statusLine) set(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if file, ok := l.out.(*os.File); ok {
+		// A line that the terminal wraps could not be erased.
+		if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 && len(line) >= width {
+			line = line[:width-1]
+		}
+	}
 	if line == l.line {
 		return
 	}
