@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -61,6 +62,8 @@ func TestOrdersAreDelivered(t *testing.T) {
 	}
 }
 
+// FuzzDecodeOrder reads whatever is taken for an order once more from the form in
+// which rebound submits orders.
 func FuzzDecodeOrder(f *testing.F) {
 	for _, seed := range []string{"abd123=", ` {"job_id":"abd123=","replay":true} `, `"abd123="`, "{", `{"job_id":5}`, "", "a b", "\xff", `{"job_id":"x","replay":null}`} {
 		f.Add([]byte(seed))
@@ -69,6 +72,11 @@ func FuzzDecodeOrder(f *testing.F) {
 		o, err := decodeOrder(value)
 		if err == nil && pipeline.CheckJobID(o.JobID) != nil {
 			t.Errorf("%q is taken for job %q", value, o.JobID)
+		}
+		if submitted, _ := json.Marshal(o); err == nil {
+			if again, err := decodeOrder(submitted); err != nil || again != o {
+				t.Errorf("%q is %+v, submitted as %s, which is %+v: %v", value, o, submitted, again, err)
+			}
 		}
 	})
 }

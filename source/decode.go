@@ -104,8 +104,12 @@ func (d *decoder) decodePage() error {
 			return errors.New("next_page_token is no string")
 		case "total_records":
 			value, err := d.json.ReadValue()
-			if err != nil || value.Kind() == 'n' {
+			if err != nil {
 				return err
+			}
+			if value.Kind() == 'n' {
+				d.page.TotalRecords = -1
+				return nil
 			}
 			total, err := strconv.ParseInt(string(bytes.Trim(value, `"`)), 10, 64)
 			if err != nil || total < 0 {
@@ -166,6 +170,7 @@ func unquoteName(literal []byte) []byte {
 }
 
 func (d *decoder) decodeResults() error {
+	d.page.Results = d.page.Results[:0]
 	switch d.json.PeekKind() {
 	case 'n':
 		return d.json.SkipValue()
@@ -179,7 +184,6 @@ func (d *decoder) decodeResults() error {
 	if _, err := d.json.ReadToken(); err != nil {
 		return err
 	}
-	d.page.Results = d.page.Results[:0]
 	for d.json.PeekKind() != ']' {
 		if err := d.decodeResult(); err != nil {
 			return err

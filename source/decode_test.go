@@ -101,6 +101,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"results":[{"code":"c","message":"m","user":{"uid":"u"}}],"total_records":"1","next_page_token":"t="}`))
 	f.Add([]byte("{\"results\":[null,1,\"\xff\",{\"user\":{\"uid\":\"\\ud800\",\"uid\":3}}],\"total_records\":7}"))
 	f.Add([]byte(`{"next_page_token":"a","results":[],"next_page_token":"b"}`))
+	f.Add([]byte(`{"results":[1],"total_records":1,"next_page_token":"a","results":null,"total_records":null,"next_page_token":null}`))
+	f.Add([]byte(`{"results":[{"code":"a","code":1,"user":{"uid":"u"},"us\u0065r":{"uid":"v","uid":"w"},"message":"m","message":"n"},{"user":{},"user":1}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		page, err := newDecoder(pipeline.Users).decode(body, "")
 		var model struct {
@@ -139,8 +141,55 @@ func FuzzDecode(f *testing.F) {
 			if string(r.Raw) != string(model.Results[i]) {
 				t.Errorf("result %d is %q, encoding/json says %q", i, r.Raw, model.Results[i])
 			}
+			members := object(r.Raw)
+			user := members["user"]
+			if object(user) == nil {
+				user = nil
+			}
+			for _, m := range []struct {
+				name      string
+				got, want []byte
+			}{
+				{"code", r.Code, text(members["code"])}, {"message", r.Message, text(members["message"])},
+				{"user", r.Subject, user}, {"uid", r.UID, text(object(user)["uid"])},
+			} {
+				if string(m.got) != string(m.want) {
+					t.Errorf("the %s of result %q is %q, encoding/json says %q", m.name, r.Raw, m.got, m.want)
+				}
+			}
+			if r.Object != (members != nil) {
+				t.Errorf("result %q is an object: %v", r.Raw, r.Object)
+			}
+		}
+		var next string
+		json.Unmarshal(names["next_page_token"], &next)
+		if page.Next != next {
+			t.Errorf("the next token is %q, encoding/json says %q", page.Next, next)
+		}
+		total := int64(-1)
+		if n, ok := new(big.Int).SetString(strings.Trim(string(names["total_records"]), `"`), 10); ok {
+			total = n.Int64()
+		}
+		if page.TotalRecords != total {
+			t.Errorf("the total is %d, of %s", page.TotalRecords, names["total_records"])
 		}
 	})
+}
+
+// object returns the members of a JSON object; nil of anything else.
+func object(value []byte) (members map[string]json.RawMessage) {
+	if len(value) == 0 || value[0] != '{' || json.Unmarshal(value, &members) != nil {
+		return nil
+	}
+	return members
+}
+
+// text returns the literal of a JSON string; nil of anything else.
+func text(value []byte) []byte {
+	if len(value) == 0 || value[0] != '"' {
+		return nil
+	}
+	return value
 }
 
 // caseFolds tells whether encoding/json takes another name for "results".
