@@ -198,7 +198,7 @@ func TestASignalStopsCleanlyAndTheNextRunGoesOn(t *testing.T) {
 	}{{syscall.SIGINT, 130}, {syscall.SIGTERM, 143}} {
 		t.Run(c.signal.String(), func(t *testing.T) {
 			w := newWorld(t, simulator.Options{Latency: 20 * time.Millisecond})
-			w.conjure("long=", 10_000, 50)
+			w.conjure("long=", 5_000, 50)
 			command := w.command(t.Context(), []string{"run", "long="})
 			var stdout, stderr bytes.Buffer
 			command.Stdout, command.Stderr = &stdout, &stderr
@@ -221,9 +221,9 @@ func TestASignalStopsCleanlyAndTheNextRunGoesOn(t *testing.T) {
 				t.Errorf("progress is %v", p)
 			}
 			w.run([]string{"run", "long="}).must(t, 0)
-			w.mustBePublished("long=", 10_000, 1)
-			if asked := len(w.api.Arrivals()); asked > 205 {
-				t.Errorf("%d requests for 200 pages: it began anew", asked)
+			w.mustBePublished("long=", 5_000, 1)
+			if asked := len(w.api.Arrivals()); asked > 105 {
+				t.Errorf("%d requests for 100 pages: it began anew", asked)
 			}
 		})
 	}
