@@ -157,8 +157,7 @@ func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) e
 	var broken []error
 	// A commit is acknowledged before its marker is written: what is open yet may
 	// have been committed a moment ago.
-	const moment = 2 * time.Second
-	patience := time.Now().Add(moment)
+	patience := time.Now().Add(markersWritten)
 	for _, partition := range k.layout.partitions[topic] {
 		first, end, err := k.offsets(ctx, topic, partition)
 		if err != nil {

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -198,12 +199,19 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 	return nil
 }
 
-// Close aborts what is not committed.
+// markersWritten is how long after a commit its markers are in the partitions,
+// unless something is wrong.
+const markersWritten = 2 * time.Second
+
+// Close aborts what is not committed, and waits a moment until readers see what
+// is: who waits for the job's end may look at once.
 func (p *publication) Close(ctx context.Context) error {
 	// The producer keeps the error, and what it did not produce is aborted.
 	_ = p.await()
 	p.kafka.publications.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return p.producer.Abort(ctx)
+	settling, cancel := context.WithTimeout(ctx, markersWritten)
+	defer cancel()
+	return cmp.Or(p.producer.Settle(settling), p.producer.Abort(ctx))
 }

@@ -100,7 +100,9 @@ type Producer struct {
 	// doubtful: a request of this transaction may reach a broker yet, after the
 	// transaction has ended. A higher epoch makes it harmless.
 	doubtful bool
-	broken   error
+	// unsettled: the markers of the last commit may not be written yet.
+	unsettled bool
+	broken    error
 }
 
 // Open returns a producer. For a transactional id, when Open returns every
@@ -433,7 +435,21 @@ func (p *Producer) Commit(ctx context.Context) error {
 		return nil
 	}
 	p.broken = p.end(ctx, true)
+	p.unsettled = p.broken == nil
 	return p.broken
+}
+
+// Settle waits until read_committed readers see what the last Commit has
+// committed: the coordinator answers it before the markers are in the partitions.
+// Asked for the same commit once more, it says CONCURRENT_TRANSACTIONS until they
+// are (KIP-98). Nothing is lost where Settle fails.
+func (p *Producer) Settle(ctx context.Context) error {
+	if !p.unsettled || p.broken != nil || len(p.partitions) > 0 {
+		return nil
+	}
+	err := p.try(ctx, "wait for the markers of the last commit", func(ctx context.Context) error { return p.endOnce(ctx, true) })
+	p.unsettled = err != nil
+	return err
 }
 
 // Abort gives up the current transaction, if one is open, so that nobody waits

@@ -349,6 +349,51 @@ func TestALostAcknowledgementRepeatsNothing(t *testing.T) {
 	c.mustHave("0", "1", "2", "3", "4")
 }
 
+// On Apache Kafka some of these would fail without Settle: a commit is answered
+// before its markers are written.
+func TestWhatIsSettledIsSeen(t *testing.T) {
+	c := newCluster(t, false)
+	p := c.open(transaction.Options{TransactionalID: c.topic})
+	must(t, p.Settle(t.Context())) // nothing to wait for
+	admin := kadm.NewClient(c.consumer())
+	for i := range 20 {
+		must(t, p.Produce(t.Context(), c.batch(0, "a"), c.batch(1, "b"), c.batch(2, "c")))
+		must(t, p.Commit(t.Context()))
+		must(t, p.Settle(t.Context()))
+		stable, err := admin.ListCommittedOffsets(t.Context(), c.topic)
+		must(t, err)
+		for partition, offset := range stable[c.topic] {
+			if want := int64(2 * (i + 1)); offset.Offset != want { // a record and a marker each time
+				t.Fatalf("commit %d: readers see partition %d up to %d, want %d", i+1, partition, offset.Offset, want)
+			}
+		}
+	}
+}
+
+func TestMarkersAreWaitedFor(t *testing.T) {
+	c := newCluster(t, true)
+	p := c.open(transaction.Options{TransactionalID: "id"})
+	must(t, p.Produce(t.Context(), c.batch(0, "a")))
+	must(t, p.Commit(t.Context()))
+	const endTxn, concurrentTransactions, times = 26, 51, 3
+	asked := 0
+	c.fake.ControlKey(endTxn, func(request kmsg.Request) (kmsg.Response, error, bool) {
+		if asked++; asked > times {
+			return nil, nil, false
+		}
+		c.fake.KeepControl()
+		return failing(request, concurrentTransactions), nil, true
+	})
+	must(t, p.Settle(t.Context()))
+	if asked != times+1 {
+		t.Errorf("it asked %d times", asked)
+	}
+	must(t, p.Settle(t.Context())) // asks no more
+	must(t, p.Produce(t.Context(), c.batch(0, "b")))
+	must(t, p.Commit(t.Context()))
+	c.mustHave("a", "b")
+}
+
 func TestAMovedLeaderIsFound(t *testing.T) {
 	c := newCluster(t, true)
 	p := c.open(transaction.Options{TransactionalID: "id"})
@@ -396,8 +441,12 @@ func ExampleProducer() {
 		fmt.Println(err)
 		return
 	}
-	// From here on readers with isolation.level=read_committed see it.
 	if err := producer.Commit(ctx); err != nil {
+		fmt.Println(err)
+		return
+	}
+	// It is committed. Wait until readers with isolation.level=read_committed see it.
+	if err := producer.Settle(ctx); err != nil {
 		fmt.Println(err)
 	}
 }
