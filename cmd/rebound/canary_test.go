@@ -180,7 +180,6 @@ func TestAPanicShowsNoUserAndLosesNone(t *testing.T) {
 			w.env["LOG_LEVEL"], w.env["GOTRACEBACK"] = "debug", "crash"
 			job := postCanaries(t, w, 400)
 
-			right := w.program
 			w.program = mistaken
 			var log string
 			if how == "run" {
@@ -199,7 +198,7 @@ func TestAPanicShowsNoUserAndLosesNone(t *testing.T) {
 			}
 			mustNotSing(t, "the log of a panic", log)
 
-			w.program = right
+			w.program = ""
 			w.run([]string{"run", job}).must(t, 0)
 			w.run([]string{"verify", job}).must(t, 0)
 			if n := len(w.consume(w.env["KAFKA_TOPIC"])); n != 400 {

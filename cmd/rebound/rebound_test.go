@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,14 +52,14 @@ type world struct {
 	api     *simulator.Simulator
 	cluster *kfake.Cluster // nil where it is not embedded
 	env     map[string]string
-	program string // rebound's file
+	program string // rebound's file; the test's own where it is empty
 }
 
 var worlds atomic.Int64
 
 func newWorld(t *testing.T, options simulator.Options, kafka ...kfake.Opt) *world {
 	t.Helper()
-	w := &world{t: t, api: simulator.New(options), program: os.Args[0]}
+	w := &world{t: t, api: simulator.New(options)}
 	url := serveHandler(t, w.api)
 	brokers := os.Getenv("KAFKA_BROKERS")
 	if brokers == "" || len(kafka) > 0 {
@@ -118,7 +119,7 @@ func (w *world) command(ctx context.Context, arguments []string, changes ...stri
 		name, value, _ := strings.Cut(change, "=")
 		env[name] = value
 	}
-	command := exec.CommandContext(ctx, w.program, arguments...)
+	command := exec.CommandContext(ctx, cmp.Or(w.program, os.Args[0]), arguments...)
 	command.Env = []string{"HOME=" + w.t.TempDir(), "PATH=" + os.Getenv("PATH")}
 	for name, value := range env {
 		if value != "" {

@@ -73,7 +73,7 @@ const password = "secret-canary"
 
 func startLockedDown(t *testing.T) *lockedDown {
 	t.Helper()
-	b := &lockedDown{dir: t.TempDir(), port: 39092}
+	b := &lockedDown{dir: t.TempDir(), port: 28092} // below those that the system gives to clients
 	ca, foreign := newAuthority(t, "rebound test"), newAuthority(t, "somebody else")
 	day := 24 * time.Hour
 	write := func(name string, content ...[]byte) string {
