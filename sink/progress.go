@@ -155,9 +155,6 @@ func (k *Kafka) progressOf(ctx context.Context, jobID string) (progressRecord, e
 func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) error) error {
 	topic := k.options.Topics.Progress
 	var broken []error
-	// A commit is acknowledged before its marker is written: what is open yet may
-	// have been committed a moment ago.
-	patience := time.Now().Add(markersWritten)
 	for _, partition := range k.layout.partitions[topic] {
 		first, end, err := k.offsets(ctx, topic, partition)
 		if err != nil {
@@ -165,16 +162,12 @@ func (k *Kafka) Jobs(ctx context.Context, each func(pipeline.Progress, []byte) e
 		}
 		newest := make(map[string]record)
 		s := scan{next: first}
-		take := func(r *record) error {
+		err = s.readTo(ctx, k, topic, partition, end, func(r *record) error {
 			if before, known := newest[string(r.key)]; !known || before.offset < r.offset {
 				newest[string(r.key)] = *r
 			}
 			return nil
-		}
-		err = s.readTo(ctx, k, topic, partition, end, take)
-		for err == nil && len(s.open) > 0 && time.Now().Before(patience) {
-			err = s.readOn(ctx, k, topic, partition, take)
-		}
+		})
 		if err != nil {
 			return fmt.Errorf("read %s: %w", topic, readError(topic, err))
 		}

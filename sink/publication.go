@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -199,10 +198,6 @@ func (p *publication) Commit(ctx context.Context, progress pipeline.Progress) er
 	return nil
 }
 
-// markersWritten is how long after a commit its markers are in the partitions,
-// unless something is wrong.
-const markersWritten = 2 * time.Second
-
 // Close aborts what is not committed, and waits a moment until readers see what
 // is: who waits for the job's end may look at once.
 func (p *publication) Close(ctx context.Context) error {
@@ -211,7 +206,8 @@ func (p *publication) Close(ctx context.Context) error {
 	p.kafka.publications.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	settling, cancel := context.WithTimeout(ctx, markersWritten)
+	const moment = 2 * time.Second
+	settling, cancel := context.WithTimeout(ctx, moment)
 	defer cancel()
-	return cmp.Or(p.producer.Settle(settling), p.producer.Abort(ctx))
+	return errors.Join(p.producer.Settle(settling), p.producer.Abort(ctx))
 }

@@ -39,13 +39,6 @@ func encode(attributes protocol.Attributes, offset, producerID int64, records []
 	return batch
 }
 
-func texts(values []string) (records []protocol.Record) {
-	for _, value := range values {
-		records = append(records, protocol.Record{Key: protocol.NewBytes([]byte("k")), Value: protocol.NewBytes([]byte(value))})
-	}
-	return records
-}
-
 // marker returns the control record that ends a transaction.
 func marker(commit bool) []protocol.Record {
 	key := []byte{0, 0, 0, 0}
@@ -83,24 +76,24 @@ func FuzzScan(f *testing.F) {
 			offset += int64(log[1] >> 6) // where compaction took something away
 			switch kind {
 			case plain, written:
-				var values []string
-				for i := range count {
-					at := offset + int64(i)
-					values = append(values, fmt.Sprintf("%d", at))
+				var records []protocol.Record
+				for at := offset; at < offset+int64(count); at++ {
+					value := fmt.Sprint(at)
+					records = append(records, protocol.Record{Key: protocol.NewBytes([]byte("k")), Value: protocol.NewBytes([]byte(value))})
 					if at < int64(start) {
 						continue // before the begin of the scan
 					}
 					if kind == plain {
-						want = append(want, values[i])
+						want = append(want, value)
 					} else {
-						open[producer] = append(open[producer], values[i])
+						open[producer] = append(open[producer], value)
 					}
 				}
 				attributes, id := codec, int64(-1)
 				if kind == written {
 					attributes, id = attributes|protocol.Transactional, producer
 				}
-				batches = append(batches, encode(attributes, offset, id, texts(values)))
+				batches = append(batches, encode(attributes, offset, id, records))
 				offset += int64(count)
 			case committed, aborted:
 				if offset >= int64(start) {

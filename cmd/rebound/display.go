@@ -151,21 +151,24 @@ func (s moment) percent() int {
 	return int(100 * s.records / s.of)
 }
 
+// unknown stands for the time left where nothing moves.
+const unknown = "unknown"
+
 // left says how long the rest takes at this pace.
 func (s moment) left() string {
 	if s.rate < 1 {
-		return "unknown"
+		return unknown
 	}
 	return time.Duration(float64(s.of-s.records) / s.rate * float64(time.Second)).Round(time.Second).String()
 }
 
 func (s moment) String() string {
 	line := fmt.Sprintf("%d of %d records (%d %%), %.0f/s", s.records, s.of, s.percent(), s.rate)
-	switch {
-	case s.of == 0:
+	if left := s.left(); left != unknown {
+		line += ", " + left + " left"
+	}
+	if s.of == 0 {
 		line = "waiting for the first page"
-	case s.rate >= 1:
-		line += ", " + s.left() + " left"
 	}
 	if s.jobs > 1 {
 		line += fmt.Sprintf("; %d of %d jobs ended", s.ended, s.jobs)
